@@ -1,0 +1,176 @@
+package agentpool
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Registration is how an agent comes to be known to its pool.
+type Registration string
+
+// The ways of registration.
+const (
+	// RegistrationConfig lets the pod register itself with the pool's credential,
+	// in containers that the build cannot reach.
+	RegistrationConfig Registration = "config"
+)
+
+// RoleBinding is a right that each build of a class is given.
+type RoleBinding struct {
+	Namespace string
+	Kind      string // Role or ClusterRole.
+	Name      string
+}
+
+// String gives the binding in the form ParseRoleBinding reads.
+func (b RoleBinding) String() string { return b.Namespace + " " + b.Kind + "/" + b.Name }
+
+// ParseRoleBinding reads "namespace Role/name" or "namespace ClusterRole/name".
+func ParseRoleBinding(text string) (RoleBinding, error) {
+	fail := func(why string) (RoleBinding, error) {
+		return RoleBinding{}, fmt.Errorf("role binding %q: %s: want \"namespace Role/name\" or \"namespace ClusterRole/name\", such as \"shop ClusterRole/edit\"", text, why)
+	}
+	fields := strings.Fields(text)
+	if len(fields) != 2 {
+		return fail(fmt.Sprintf("has %d words, not 2", len(fields)))
+	}
+	kind, name, found := strings.Cut(fields[1], "/")
+	if !found || name == "" {
+		return fail("names no role")
+	}
+	if kind != "Role" && kind != "ClusterRole" {
+		return fail(fmt.Sprintf("kind %q is unknown", kind))
+	}
+	return RoleBinding{Namespace: fields[0], Kind: kind, Name: name}, nil
+}
+
+// AgentClass is a kind of agent: what it offers, and how many there may be. The
+// pod that realises it is kept by the package that builds Jobs.
+type AgentClass struct {
+	Name         string
+	Capabilities Capabilities
+	Priority     int
+	MaxAgents    int // 0 is no limit beyond the pool's.
+	MinIdle      int
+	RoleBindings []RoleBinding
+	Registration Registration
+	GracePeriod  time.Duration
+}
+
+// Phase is what a Job of ours is to the plan.
+type Phase int
+
+// The phases of an agent's Job. Only starting and idle ones are capacity.
+const (
+	// PhaseStarting has an agent container that has not started; a suspended,
+	// half-made Job is one too.
+	PhaseStarting Phase = iota
+	// PhaseIdle is registered, listening and enabled.
+	PhaseIdle
+	// PhaseBusy has claimed a build.
+	PhaseBusy
+	// PhaseLeaving is being ended: its agent is disabled or it is being deleted.
+	PhaseLeaving
+	// PhaseFinished has no running agent container any more.
+	PhaseFinished
+)
+
+// Phases lists every phase, in order.
+func Phases() []Phase {
+	return []Phase{PhaseStarting, PhaseIdle, PhaseBusy, PhaseLeaving, PhaseFinished}
+}
+
+// String names the phase as metrics and tables show it.
+func (p Phase) String() string {
+	switch p {
+	case PhaseStarting:
+		return "starting"
+	case PhaseIdle:
+		return "idle"
+	case PhaseBusy:
+		return "busy"
+	case PhaseLeaving:
+		return "leaving"
+	case PhaseFinished:
+		return "finished"
+	default:
+		return "unknown"
+	}
+}
+
+// Reason is why an agent failed or is not getting on: a closed set, so that it
+// can label a metric.
+type Reason string
+
+// The reasons an agent's Job can carry.
+const (
+	ReasonNone              Reason = ""
+	ReasonImagePull         Reason = "image-pull"
+	ReasonUnschedulable     Reason = "unschedulable"
+	ReasonQuota             Reason = "quota-exceeded"
+	ReasonForbidden         Reason = "forbidden"
+	ReasonMissingObject     Reason = "missing-object"
+	ReasonInvalid           Reason = "invalid"
+	ReasonHalfMade          Reason = "half-made"
+	ReasonStartupLimit      Reason = "startup-limit"
+	ReasonConfiguration     Reason = "bad-configuration"
+	ReasonCredential        Reason = "credential-refused"
+	ReasonUnreachable       Reason = "service-unreachable"
+	ReasonConfigureFailed   Reason = "configure-failed"
+	ReasonCrashed           Reason = "agent-crashed"
+	ReasonOutOfMemory       Reason = "out-of-memory"
+	ReasonEvicted           Reason = "evicted"
+	ReasonNodeLost          Reason = "node-lost"
+	ReasonNoBuild           Reason = "no-build"
+	ReasonContainerCreation Reason = "container-creation"
+	ReasonAPIUnavailable    Reason = "api-unavailable"
+	ReasonUnknown           Reason = "unknown"
+)
+
+// Reasons lists every reason but the empty one.
+func Reasons() []Reason {
+	return []Reason{
+		ReasonImagePull, ReasonUnschedulable, ReasonQuota, ReasonForbidden, ReasonMissingObject, ReasonInvalid,
+		ReasonHalfMade, ReasonStartupLimit, ReasonConfiguration, ReasonCredential, ReasonUnreachable,
+		ReasonConfigureFailed, ReasonCrashed, ReasonOutOfMemory, ReasonEvicted, ReasonNodeLost, ReasonNoBuild,
+		ReasonContainerCreation, ReasonAPIUnavailable, ReasonUnknown,
+	}
+}
+
+// AgentJob is a Job of ours as the cluster shows it, joined with its pod.
+type AgentJob struct {
+	Name      string // Also the agent's name in the pool.
+	UID       string
+	Class     string
+	PoolID    int
+	RequestID int64 // The request it was made for, which may not be the one it runs.
+	Attempt   int   // n of the Job's name: 0 for the first Job of a request.
+	Failures  int   // Failed Jobs before this one in a row, for the back-off.
+
+	CreatedAt  time.Time
+	Suspended  bool
+	Deleting   bool
+	PodName    string // Empty until the pod exists.
+	PodUID     string
+	NodeName   string
+	Scheduled  time.Time // When the pod was given a node; zero before.
+	Started    bool      // The agent container has passed its startup probe.
+	Ready      bool      // It waits for a build.
+	ReadySince time.Time
+	Ended      time.Time // When the agent container terminated or the Job ended; zero before.
+	JobDone    bool      // The Job is Complete or Failed.
+	RanBuild   bool      // It is known to have claimed a build.
+	ExitCode   int       // Of the agent container; meaningful once Ended.
+	Reason     Reason    // Why it failed, or why it is not getting on.
+	Message    string    // The same in words, for people.
+}
+
+// Finished reports whether its agent can run nothing any more.
+func (j AgentJob) Finished() bool { return j.JobDone || !j.Ended.IsZero() }
+
+// Failed reports whether it ended without having run a build, for a reason that
+// counts against its class: leaving because no build came does not.
+func (j AgentJob) Failed() bool {
+	return j.Finished() && !j.RanBuild && j.Reason != ReasonNone && j.Reason != ReasonNoBuild
+}
