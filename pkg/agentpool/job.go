@@ -148,22 +148,28 @@ type AgentJob struct {
 	Attempt   int   // n of the Job's name: 0 for the first Job of a request.
 	Failures  int   // Failed Jobs before this one in a row, for the back-off.
 
-	CreatedAt  time.Time
-	Suspended  bool
-	Deleting   bool
-	PodName    string // Empty until the pod exists.
-	PodUID     string
-	NodeName   string
-	Scheduled  time.Time // When the pod was given a node; zero before.
-	Started    bool      // The agent container has passed its startup probe.
-	Ready      bool      // It waits for a build.
+	CreatedAt time.Time
+	Suspended bool
+	Deleting  bool
+	PodName   string // Empty until the pod exists.
+	PodUID    string
+	NodeName  string
+	Scheduled time.Time // When the pod was given a node; zero before.
+	Started   bool      // The agent container has passed its startup probe.
+	// Ready says that it waits for a build. Before the first readiness probe a
+	// started agent is not ready either; only RanBuild tells that from a claim.
+	Ready      bool
 	ReadySince time.Time
 	Ended      time.Time // When the agent container terminated or the Job ended; zero before.
 	JobDone    bool      // The Job is Complete or Failed.
-	RanBuild   bool      // It is known to have claimed a build.
-	ExitCode   int       // Of the agent container; meaningful once Ended.
-	Reason     Reason    // Why it failed, or why it is not getting on.
-	Message    string    // The same in words, for people.
+	QueuedAt   time.Time // When its request was queued, as the Job records it.
+	// RanBuild says that it is known to have claimed a build: it was ready and is
+	// no longer (the Ready condition turned false after the container started), or
+	// its exit code says so.
+	RanBuild bool
+	ExitCode int    // Of the agent container; meaningful once Ended.
+	Reason   Reason // Why it failed, or why it is not getting on.
+	Message  string // The same in words, for people.
 }
 
 // Finished reports whether its agent can run nothing any more.
