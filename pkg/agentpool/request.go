@@ -49,23 +49,26 @@ type AgentRef struct {
 // JobRequest is one build job in a pool's queue. Times are zero where the
 // service has not set them.
 type JobRequest struct {
-	ID           int64
-	PoolID       int
-	QueueTime    time.Time
-	AssignTime   time.Time
-	ReceiveTime  time.Time
-	FinishTime   time.Time
-	LockedUntil  time.Time
-	Result       string
-	Demands      []Demand
-	Reserved     AgentRef // The agent it was given to; zero while queued.
-	Matched      []AgentRef
-	MatchesAll   bool
-	Priority     int
-	Definition   Link
-	Run          Link
-	PlanType     string
-	ParallelJobs string // The kind of parallel job it takes: Private or Public.
+	ID          int64
+	PoolID      int
+	QueueTime   time.Time
+	AssignTime  time.Time
+	ReceiveTime time.Time
+	FinishTime  time.Time
+	LockedUntil time.Time
+	Result      string
+	Demands     []Demand
+	// UnknownDemands are those that do not parse, as the service wrote them. No
+	// class satisfies them, and the request is shown as unmatched.
+	UnknownDemands []string
+	Reserved       AgentRef // The agent it was given to; zero while queued.
+	Matched        []AgentRef
+	MatchesAll     bool
+	Priority       int
+	Definition     Link
+	Run            Link
+	PlanType       string
+	ParallelJobs   string // The kind of parallel job it takes: Private or Public.
 }
 
 // State derives the request's state from what the service has set.

@@ -1,0 +1,310 @@
+// Package plan decides what to do about a pool: it turns a snapshot of the
+// pool's queue and of our Jobs into a plan. It is a function and nothing else:
+// it acts on nothing, logs nothing, knows no clock, and gives the same plan for
+// the same snapshot, whatever the order of the snapshot's slices.
+//
+// The service, not we, gives a request to an agent, so pairing is nominal: a Job
+// is made because of a request but may run another. The need is therefore
+// counted against free capacity and never looked up by name:
+//
+//	a live Job of ours is | when                                          | capacity
+//	----------------------|-----------------------------------------------|---------
+//	finished              | agent container terminated, or the Job ended  | no
+//	leaving               | being deleted, or idle with a disabled agent  | no
+//	busy                  | named by a request, or it dropped its ready   | no
+//	starting              | not known to wait for a build yet             | yes
+//	idle                  | started, ready, agent enabled                 | yes
+package plan
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
+)
+
+// Snapshot is everything a plan is made from. Make changes none of it.
+type Snapshot struct {
+	Now      time.Time
+	Pool     agentpool.Pool
+	Requests []agentpool.JobRequest // Unfinished ones; finished ones are ignored.
+	Jobs     []agentpool.AgentJob   // Every Job of ours for this pool, finished ones included.
+	Classes  []agentpool.AgentClass
+	// Disabled names the agents that the service is known to assign nothing to.
+	Disabled map[string]bool
+	// Attempts holds the highest attempt ever made for a request, for Jobs that
+	// are no longer there.
+	Attempts map[int64]int
+	// Failures are those that no Job of the snapshot shows any more, or that kept
+	// a Job from being made at all.
+	Failures []Failure
+	// Blocked says, for each class that can't be served now, why.
+	Blocked map[string]string
+	Limits  Limits
+	// NoDeletions forbids ending anything: what we see may be out of date.
+	NoDeletions bool
+}
+
+// Failure is a Job that failed before it ran a build.
+type Failure struct {
+	RequestID int64
+	Class     string
+	Count     int // How many in a row for this request, this one included.
+	At        time.Time
+}
+
+// Limits bound what one plan may do. Zero means no limit unless stated.
+type Limits struct {
+	PoolAgents        int
+	CreationsPerCycle int
+	ParallelJobs      int // The organisation's purchase: its total; 0 is unknown.
+	IdleLimit         time.Duration
+	MaxIdleAge        time.Duration // An idle agent older than this is replaced.
+	StartupLimit      time.Duration // From scheduled to registered.
+	HalfMadeLimit     time.Duration // For a Job that stays suspended.
+	BackoffMin        time.Duration
+	BackoffMax        time.Duration
+}
+
+// Plan is what to do now, in order, and why the rest waits.
+type Plan struct {
+	Create   []Creation
+	Complete []agentpool.AgentJob // Suspended Jobs whose making has to go on.
+	End      []Ending
+	Disable  []agentpool.AgentJob // Claimed agents that must get no second build.
+	Skipped  []Skip
+	View     View
+}
+
+// Creation is one Job to make.
+type Creation struct {
+	Request  agentpool.JobRequest
+	Class    string
+	Attempt  int
+	Failures int
+}
+
+// EndReason is why an agent is ended: a closed set.
+type EndReason string
+
+// The reasons for ending an agent that has claimed no build.
+const (
+	EndSurplus      EndReason = "surplus"
+	EndMaxIdleAge   EndReason = "max-idle-age"
+	EndStartupLimit EndReason = "startup-limit"
+	EndHalfMade     EndReason = "half-made"
+	// EndWithdrawn goes on with an agent that was disabled to be ended when
+	// somebody crashed; it can get no build any more.
+	EndWithdrawn EndReason = "withdrawn"
+)
+
+// EndReasons lists every EndReason.
+func EndReasons() []EndReason {
+	return []EndReason{EndSurplus, EndMaxIdleAge, EndStartupLimit, EndHalfMade, EndWithdrawn}
+}
+
+// Ending is one agent to end, if a live look still finds it without a build.
+type Ending struct {
+	Job    agentpool.AgentJob
+	Reason EndReason
+}
+
+// SkipReason is why a queued request gets no Job of its own now: a closed set.
+type SkipReason string
+
+// The reasons for leaving a request alone for now.
+const (
+	SkipServed       SkipReason = "capacity-coming" // An agent that is starting or idle will take it.
+	SkipUnmatched    SkipReason = "unmatched"       // No class satisfies its demands.
+	SkipBlocked      SkipReason = "class-blocked"   // Its class can't be served now.
+	SkipClassCap     SkipReason = "class-cap"
+	SkipPoolCap      SkipReason = "pool-cap"
+	SkipParallelJobs SkipReason = "parallel-jobs"
+	SkipPerCycle     SkipReason = "creations-per-cycle"
+	SkipBackoff      SkipReason = "back-off"
+)
+
+// SkipReasons lists every SkipReason.
+func SkipReasons() []SkipReason {
+	return []SkipReason{
+		SkipServed, SkipUnmatched, SkipBlocked, SkipClassCap, SkipPoolCap, SkipParallelJobs, SkipPerCycle, SkipBackoff,
+	}
+}
+
+// Skip is a queued request that gets no Job now, and why.
+type Skip struct {
+	Request agentpool.JobRequest
+	Class   string // Empty when no class serves it.
+	Reason  SkipReason
+	Detail  string
+}
+
+// View is what the snapshot amounts to, for people and metrics.
+type View struct {
+	Queued      int
+	Assigned    int
+	Running     int
+	OldestQueue time.Time // Zero when nothing is queued.
+	Agents      map[string]map[agentpool.Phase]int
+	// Unsettled says that something waits or starts, so that the next look should
+	// come soon.
+	Unsettled bool
+}
+
+// Make plans for one pool.
+func Make(s Snapshot) Plan {
+	jobs, phases := classify(s)
+	p := Plan{View: view(s, jobs, phases)}
+
+	unfinished := map[string]int{}
+	capacity := map[string][]agentpool.AgentJob{}
+	live := 0
+	for i, job := range jobs {
+		if phases[i] != agentpool.PhaseFinished {
+			live++
+			unfinished[job.Class]++
+		}
+		switch phases[i] {
+		case agentpool.PhaseStarting:
+			if ending, end := overdue(s, job); end {
+				p.End = append(p.End, ending)
+				continue
+			}
+			if job.Suspended && !job.Deleting {
+				p.Complete = append(p.Complete, job)
+			}
+			capacity[job.Class] = append(capacity[job.Class], job)
+		case agentpool.PhaseIdle:
+			capacity[job.Class] = append(capacity[job.Class], job)
+		case agentpool.PhaseBusy:
+			if !s.Disabled[job.Name] {
+				p.Disable = append(p.Disable, job)
+			}
+		case agentpool.PhaseLeaving:
+			if !job.Deleting {
+				p.End = append(p.End, Ending{Job: job, Reason: EndWithdrawn})
+			}
+		case agentpool.PhaseFinished:
+		}
+	}
+
+	classes := sortedClasses(s.Classes)
+	wanted := map[string][]agentpool.JobRequest{}
+	for _, request := range queued(s) {
+		class, detail := serving(classes, request)
+		if class == "" {
+			p.Skipped = append(p.Skipped, Skip{Request: request, Reason: SkipUnmatched, Detail: detail})
+			continue
+		}
+		wanted[class] = append(wanted[class], request)
+	}
+
+	budget := newBudget(s, live, unfinished)
+	history := newHistory(s, jobs)
+	var need []candidate
+	for _, class := range classes {
+		unserved, spare := pair(wanted[class.Name], capacity[class.Name])
+		for _, served := range unserved.served {
+			p.Skipped = append(p.Skipped, Skip{Request: served, Class: class.Name, Reason: SkipServed})
+		}
+		for _, request := range unserved.waiting {
+			need = append(need, candidate{request: request, class: class})
+		}
+		p.End = append(p.End, surplus(s, class, spare)...)
+	}
+	slices.SortStableFunc(need, func(a, b candidate) int { return compareRequests(a.request, b.request) })
+	for _, c := range need {
+		creation, skip, ok := budget.admit(c, history)
+		if !ok {
+			p.Skipped = append(p.Skipped, skip)
+			continue
+		}
+		p.Create = append(p.Create, creation)
+	}
+
+	if s.NoDeletions {
+		p.End = nil
+	}
+	p.order()
+	return p
+}
+
+// order makes the plan independent of the order things were met in.
+func (p *Plan) order() {
+	byName := func(a, b agentpool.AgentJob) int { return cmp.Compare(a.Name, b.Name) }
+	slices.SortFunc(p.Complete, byName)
+	slices.SortFunc(p.Disable, byName)
+	slices.SortStableFunc(p.End, func(a, b Ending) int {
+		return cmp.Or(cmp.Compare(endRank(a.Job), endRank(b.Job)), byName(a.Job, b.Job))
+	})
+	slices.SortFunc(p.Skipped, func(a, b Skip) int { return compareRequests(a.Request, b.Request) })
+}
+
+// endRank puts what costs nothing to end first.
+func endRank(job agentpool.AgentJob) int {
+	if job.Started {
+		return 1
+	}
+	return 0
+}
+
+// candidate is a request that no capacity is left for.
+type candidate struct {
+	request agentpool.JobRequest
+	class   agentpool.AgentClass
+}
+
+// compareRequests puts the highest priority first, then the longest wait.
+func compareRequests(a, b agentpool.JobRequest) int {
+	return cmp.Or(
+		cmp.Compare(b.Priority, a.Priority),
+		a.QueueTime.Compare(b.QueueTime),
+		cmp.Compare(a.ID, b.ID),
+	)
+}
+
+// queued gives the requests that wait for an agent, the most urgent first.
+func queued(s Snapshot) []agentpool.JobRequest {
+	var waiting []agentpool.JobRequest
+	for _, request := range s.Requests {
+		if request.State() == agentpool.RequestQueued {
+			waiting = append(waiting, request)
+		}
+	}
+	slices.SortFunc(waiting, compareRequests)
+	return waiting
+}
+
+func sortedClasses(classes []agentpool.AgentClass) []agentpool.AgentClass {
+	sorted := slices.Clone(classes)
+	slices.SortFunc(sorted, func(a, b agentpool.AgentClass) int {
+		return cmp.Or(
+			cmp.Compare(b.Priority, a.Priority),
+			cmp.Compare(len(a.Capabilities), len(b.Capabilities)),
+			cmp.Compare(a.Name, b.Name),
+		)
+	})
+	return sorted
+}
+
+// serving gives the first class that satisfies every demand of the request. For
+// one that none does it says which demand failed.
+func serving(classes []agentpool.AgentClass, request agentpool.JobRequest) (class, detail string) {
+	if len(request.UnknownDemands) > 0 {
+		return "", "demand not understood: " + request.UnknownDemands[0]
+	}
+	for _, c := range classes {
+		missing, lacks := c.Capabilities.Missing(request.Demands)
+		if !lacks {
+			return c.Name, ""
+		}
+		if detail == "" {
+			detail = "class " + c.Name + " does not satisfy the demand " + missing.String()
+		}
+	}
+	if detail == "" {
+		detail = "there is no class of agent"
+	}
+	return "", detail
+}
