@@ -1,0 +1,118 @@
+# The targets people and CI use; `make help` lists them.
+# Nothing has to be installed beforehand but Go, git, make and, for the race detector, a C compiler:
+# the tools are built from tools/go.mod and kept in the user's cache, by version.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS   += --no-print-directory
+
+GO ?= go
+
+# -trimpath makes builds reproducible and lets all of them, the test cluster's included, share one build cache;
+# without the commit stamped in, a commit alone does not rebuild what the tests and the demo use.
+export GOFLAGS := -trimpath -buildvcs=false
+
+CACHE     := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/azp-scaler
+OUT       := out
+TOOLS_KEY := $(shell { $(GO) env GOVERSION GOARCH; cat tools/go.mod tools/go.sum; } | sha256sum | cut -c1-16)
+TOOLS     := $(CACHE)/tools/$(TOOLS_KEY)
+
+GOLANGCI_LINT := $(TOOLS)/golangci-lint
+GOFUMPT       := $(TOOLS)/gofumpt
+GOTESTSUM     := $(TOOLS)/gotestsum
+
+# A package belongs to the end-to-end tests when its code or its tests use the test cluster.
+# The others need no cluster and run first, as they fail sooner.
+PACKAGES = $(GO) list -f '{{.ImportPath}} {{join .Imports " "}} {{join .TestImports " "}} {{join .XTestImports " "}}' ./...
+CLUSTER  = azp-scaler/test/(cluster|e2e|demo)( |/)
+UNIT     = $$($(PACKAGES) | awk -v cluster='$(CLUSTER)' '$$0 !~ cluster {print $$1}')
+E2E      = $$($(PACKAGES) | awk -v cluster='$(CLUSTER)' '$$0 ~ cluster {print $$1}')
+
+TEST_FORMAT  ?= pkgname
+TEST_FLAGS   ?=
+UNIT_TIMEOUT ?= 15m
+E2E_TIMEOUT  ?= 45m
+
+##@ Main
+.PHONY: help
+help: ## List the targets.
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(OUT)/bin ## Run the main job end to end on a real Kubernetes (DEMO_BUILDS=20 DEMO_SEED=n DEMO_KEEP=1).
+	@echo "Building the demo ..."
+	@$(GO) build -o $(OUT)/bin/demo ./test/demo
+	@exec $(OUT)/bin/demo
+
+.PHONY: test
+test: test-unit test-e2e ## Run every test: unit and integration, then end to end on the cluster.
+
+.PHONY: test-unit
+test-unit: $(GOTESTSUM) need-cc ## Run the tests that need no cluster, with the race detector.
+	@packages="$(UNIT)"; \
+	$(GOTESTSUM) --format $(TEST_FORMAT) -- -race -timeout $(UNIT_TIMEOUT) $(TEST_FLAGS) $$packages
+
+# One package at a time: each starts a cluster of its own.
+.PHONY: test-e2e
+test-e2e: $(GOTESTSUM) need-cc ## Run the tests on the cluster: a real node as root, simulated pods otherwise.
+	@packages="$(E2E)"; \
+	if [ -z "$$packages" ]; then echo "no package uses the test cluster" >&2; exit 1; fi; \
+	$(GOTESTSUM) --format $(TEST_FORMAT) -- -race -p 1 -timeout $(E2E_TIMEOUT) $(TEST_FLAGS) $$packages
+
+##@ Code
+.PHONY: build
+build: $(OUT)/bin ## Build the scaler and the agent's entrypoint into out/bin, stamped with the commit.
+	CGO_ENABLED=0 $(GO) build -buildvcs=auto -ldflags '-s -w' -o $(OUT)/bin/ ./cmd/...
+
+.PHONY: fmt
+fmt: $(GOFUMPT) ## Format all Go files.
+	@$(GOFUMPT) -w .
+
+.PHONY: fmt-check
+fmt-check: $(GOFUMPT) ## Fail if a Go file is not formatted.
+	@files="$$($(GOFUMPT) -l .)"; \
+	if [ -n "$$files" ]; then printf 'not formatted, run "make fmt":\n%s\n' "$$files" >&2; exit 1; fi
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT) fmt-check ## Check formatting, go.mod, go vet and the linters.
+	@$(GO) mod tidy -diff
+	@$(GO) vet ./...
+	@$(GOLANGCI_LINT) run ./...
+
+.PHONY: docs
+docs: ## Write the configuration and metrics tables of the README anew from the code.
+	@$(GO) test -count=1 ./test/structure -run '^TestREADME' -update
+
+.PHONY: bench
+bench: ## Run the benchmarks that need no cluster.
+	@packages="$(UNIT)"; \
+	$(GO) test -run '^$$' -bench . -benchmem $(TEST_FLAGS) $$packages
+
+.PHONY: tools
+tools: $(GOLANGCI_LINT) $(GOFUMPT) $(GOTESTSUM) ## Build the development tools into the cache.
+
+.PHONY: clean
+clean: ## Remove what was built in the repository (the cache stays: see clean-cache).
+	rm -rf $(OUT)
+
+.PHONY: clean-cache
+clean-cache: ## Remove the cached tools, images and test cluster.
+	rm -rf $(CACHE)
+
+# The race detector links against the C library.
+.PHONY: need-cc
+need-cc:
+	@command -v "$$($(GO) env CC)" >/dev/null || { \
+	  echo "the race detector needs a C compiler and none is installed: apt-get install gcc libc6-dev" >&2; exit 1; }
+
+$(OUT)/bin:
+	@mkdir -p $@
+
+# Built beside the final name and then renamed, so that a build cut short leaves no broken tool.
+$(TOOLS)/%:
+	@mkdir -p $(TOOLS)
+	@echo "Building $* (once) ..."
+	@tool="$$($(GO) -C tools list -f '{{.ImportPath}}' tool | grep '/$*$$')"; \
+	CGO_ENABLED=0 $(GO) -C tools build -ldflags '-s -w' -o "$@.$$$$" "$$tool" && mv "$@.$$$$" "$@"
