@@ -180,3 +180,9 @@ func (j AgentJob) Finished() bool { return j.JobDone || !j.Ended.IsZero() }
 func (j AgentJob) Failed() bool {
 	return j.Finished() && !j.RanBuild && j.Reason != ReasonNone && j.Reason != ReasonNoBuild
 }
+
+// ReasonedError is an error that knows which Reason it stands for.
+type ReasonedError interface {
+	error
+	FailureReason() Reason
+}

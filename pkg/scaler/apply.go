@@ -1,0 +1,135 @@
+package scaler
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
+	"github.com/azp-scaler/azp-scaler/pkg/plan"
+)
+
+// apply does what the plan says. Agents are taken out of the queue first, as a
+// claimed one that is still enabled may be handed a second build at any moment.
+func (s *Scaler) apply(ctx context.Context, p plan.Plan) {
+	run(ctx, s, p.Disable, s.disable)
+	run(ctx, s, p.Create, s.create)
+	run(ctx, s, p.Complete, s.complete)
+	run(ctx, s, p.End, s.end)
+}
+
+func (s *Scaler) create(ctx context.Context, creation plan.Creation) {
+	job, err := s.cluster.Create(ctx, creation)
+	if job.UID != "" {
+		// It is there even if it could not be completed: it is gone on with later.
+		s.memory.assume(job, s.now())
+	}
+	log := s.log.With("job", job.Name, "request", creation.Request.ID, "class", creation.Class, "attempt", creation.Attempt)
+	if err != nil {
+		reason := reasonOf(err)
+		s.metrics.jobFailed(s.config.Pool.Name, creation.Class, reason)
+		if job.UID == "" {
+			s.memory.fail(creation.Request.ID, creation.Class, creation.Failures, s.now())
+		}
+		if blocks(reason) {
+			s.recheck.Store(true)
+		}
+		if s.complain.isNew("create "+creation.Class, string(reason)) {
+			log.Error("a Job can't be made", "reason", reason, "error", err)
+		} else {
+			log.Debug("a Job can't be made", "reason", reason, "error", err)
+		}
+		return
+	}
+	s.complain.isNew("create "+creation.Class, "")
+	wait := max(0, s.now().Sub(creation.Request.QueueTime))
+	s.metrics.jobCreated(s.config.Pool.Name, creation.Class, wait)
+	log.Info("made a Job for a queued build", "pipeline", creation.Request.Definition.Name, "waited", wait.Round(time.Millisecond))
+}
+
+// blocks reports whether a failure is likely to stop the whole class, so that it
+// is worth looking at what the class needs again.
+func blocks(reason agentpool.Reason) bool {
+	return reason == agentpool.ReasonForbidden || reason == agentpool.ReasonMissingObject
+}
+
+func (s *Scaler) complete(ctx context.Context, job agentpool.AgentJob) {
+	if err := s.cluster.Complete(ctx, job); err != nil {
+		if s.complain.isNew("job "+job.UID+" half-made", string(reasonOf(err))) {
+			s.log.Warn("a half-made Job can't be completed", "job", job.Name, "request", job.RequestID, "reason", reasonOf(err), "error", err)
+		}
+		return
+	}
+	s.log.Info("completed a half-made Job", "job", job.Name, "request", job.RequestID)
+}
+
+// end takes out an agent that has no build, if that is still so. Nothing is ended
+// on the word of a cache: first the cluster is asked whether the agent has
+// started, then the service whether it has a build.
+func (s *Scaler) end(ctx context.Context, ending plan.Ending) {
+	job := ending.Job
+	log := s.log.With("job", job.Name, "request", job.RequestID, "reason", ending.Reason)
+	deleted, err := s.cluster.DeleteUnstarted(ctx, job)
+	if err != nil {
+		log.Warn("an agent that has not started can't be ended, trying again", "error", err)
+		return
+	}
+	if !deleted {
+		gone, err := s.service.WithdrawAgent(ctx, job.PoolID, agentpool.AgentRef{Name: job.Name})
+		if err != nil {
+			log.Warn("an agent can't be withdrawn, trying again", "error", err)
+			return
+		}
+		if !gone {
+			// It stays disabled and ends after its build. Enabling it again would let
+			// the service hand it a second one.
+			s.memory.setDisabled(job.Name)
+			log.Info("an agent that was to end has been given a build: it ends after that")
+			return
+		}
+		if err := s.cluster.Delete(ctx, job); err != nil {
+			log.Warn("the Job of a withdrawn agent can't be deleted, trying again", "error", err)
+			return
+		}
+	}
+	s.memory.end(job, s.now())
+	s.metrics.agentEnded(job, s.config.Pool.Name, ending.Reason)
+	if ending.Reason == plan.EndStartupLimit || ending.Reason == plan.EndHalfMade {
+		s.fail(job, ending.Reason)
+	}
+	log.Info("ended an agent without a build", "class", job.Class)
+}
+
+// fail counts a Job that was given up.
+func (s *Scaler) fail(job agentpool.AgentJob, why plan.EndReason) {
+	reason := job.Reason
+	if reason == agentpool.ReasonNone {
+		reason = agentpool.ReasonStartupLimit
+		if why == plan.EndHalfMade {
+			reason = agentpool.ReasonHalfMade
+		}
+	}
+	s.metrics.jobFailed(s.config.Pool.Name, job.Class, reason)
+	s.memory.fail(job.RequestID, job.Class, job.Failures, s.now())
+	s.cluster.Report(job, true, string(reason), job.Message)
+}
+
+func (s *Scaler) disable(ctx context.Context, job agentpool.AgentJob) {
+	if s.memory.isDisabled(job.Name) {
+		return
+	}
+	if err := s.service.DisableAgent(ctx, job.PoolID, agentpool.AgentRef{Name: job.Name}); err != nil {
+		s.log.Warn("an agent with a build can't be disabled, trying again", "job", job.Name, "error", err)
+		return
+	}
+	s.memory.setDisabled(job.Name)
+}
+
+func hasAnyPrefix(text string, prefixes ...string) bool {
+	for _, prefix := range prefixes {
+		if strings.HasPrefix(text, prefix) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,239 @@
+package scaler
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
+	"github.com/azp-scaler/azp-scaler/pkg/plan"
+)
+
+// cycle polls, plans and applies once, and returns the time until the next.
+func (s *Scaler) cycle(ctx context.Context) time.Duration {
+	s.check(ctx)
+	snapshot, stale, ok := s.snapshot(ctx)
+	if !ok {
+		return s.retryAfter()
+	}
+	p := plan.Make(snapshot)
+	s.publish(snapshot, p, stale)
+	s.apply(ctx, p)
+	s.memory.forget(snapshot.Jobs, snapshot.Requests)
+	s.sweep(ctx)
+	if p.View.Unsettled || len(p.Create) > 0 || len(p.End) > 0 {
+		return s.config.PollBusy
+	}
+	return s.config.PollIdle
+}
+
+// retryAfter is the wait after a cycle that made no plan: it doubles from the
+// busy interval to the idle one, so that a service that is down is not pressed.
+func (s *Scaler) retryAfter() time.Duration {
+	return plan.Backoff(s.failures, s.config.PollBusy, max(s.config.PollIdle, s.config.PollBusy))
+}
+
+// snapshot reads what a plan needs: first the pods, then the queue.
+func (s *Scaler) snapshot(ctx context.Context) (snapshot plan.Snapshot, stale, ok bool) {
+	if !s.cluster.Synced() {
+		s.postpone("the cache of Jobs and pods is not filled")
+		return plan.Snapshot{}, false, false
+	}
+	jobs, unseen := s.memory.merge(s.cluster.Jobs(), s.now())
+	if unseen > s.config.AssumeLimit {
+		stale = true
+		var err error
+		if jobs, err = s.liveJobs(ctx); err != nil {
+			s.postpone(fmt.Sprintf("the cache shows none of what was written %v ago, and the API server can't be asked: %v", unseen.Round(time.Second), err))
+			return plan.Snapshot{}, true, false
+		}
+	}
+	requests, ok := s.poll(ctx)
+	if !ok {
+		return plan.Snapshot{}, stale, false
+	}
+	s.readAgents(ctx, jobs)
+	s.readParallelJobs(ctx)
+	disabled, attempts, failures := s.memory.remembered()
+	limits := s.config.Limits
+	limits.ParallelJobs = s.parallel
+	return plan.Snapshot{
+		Now: s.now(), Pool: s.config.Pool, Requests: requests, Jobs: jobs, Classes: s.config.Classes,
+		Disabled: disabled, Attempts: attempts, Failures: failures, Blocked: s.blocked, Limits: limits,
+		NoDeletions: stale,
+	}, stale, true
+}
+
+// liveJobs asks the API server, after the cache has not shown an own write for
+// too long.
+func (s *Scaler) liveJobs(ctx context.Context) ([]agentpool.AgentJob, error) {
+	call, cancel := context.WithTimeout(ctx, s.config.CallTimeout)
+	defer cancel()
+	asked := s.now()
+	live, err := s.cluster.LiveJobs(call)
+	if err != nil {
+		return nil, err
+	}
+	s.memory.settle(live, asked)
+	jobs, _ := s.memory.merge(live, s.now())
+	return jobs, nil
+}
+
+// poll reads the queue. Anything but a whole answer is no answer.
+func (s *Scaler) poll(ctx context.Context) ([]agentpool.JobRequest, bool) {
+	call, cancel := context.WithTimeout(ctx, s.config.PollTimeout)
+	defer cancel()
+	start := s.now()
+	var requests []agentpool.JobRequest
+	malformed, err := s.service.JobRequests(call, s.config.Pool.ID, func(request agentpool.JobRequest) error {
+		if request.State() == agentpool.RequestFinished {
+			return nil
+		}
+		// The agents that could take it are as many as the pool has for each
+		// request, and the plan has no use for them.
+		request.Matched = nil
+		requests = append(requests, request)
+		return nil
+	})
+	s.metrics.polled(s.config.Pool.Name, s.now().Sub(start), malformed, err)
+	if err != nil {
+		if ctx.Err() == nil {
+			s.failures++
+			s.postpone("the queue can't be read: " + err.Error())
+		}
+		return nil, false
+	}
+	s.failures = 0
+	if s.complain.isNew("malformed", malformedText(malformed)) {
+		s.log.Warn("some rows of the queue can't be read and are left out", "rows", malformed)
+	}
+	return requests, true
+}
+
+func malformedText(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return plural(n, "row")
+}
+
+// postpone records why this cycle makes no plan.
+func (s *Scaler) postpone(why string) {
+	if s.complain.isNew("cycle", why) {
+		s.log.Warn("no plan this cycle", "reason", why)
+	}
+	s.updateStatus(func(status *Status) { status.Waiting = why })
+}
+
+// readAgents learns from the agents list which agents are disabled: now and
+// then, and at once where one of ours looks idle that nothing is known about.
+func (s *Scaler) readAgents(ctx context.Context, jobs []agentpool.AgentJob) {
+	if s.now().Before(s.due.agents) {
+		return
+	}
+	agents, err := s.agents(ctx)
+	if err != nil {
+		return
+	}
+	s.memory.learn(agents)
+	s.sweepRegistrations(ctx, agents, jobs)
+}
+
+// agents reads the list and says so when it can't.
+func (s *Scaler) agents(ctx context.Context) ([]agentpool.Agent, error) {
+	call, cancel := context.WithTimeout(ctx, s.config.PollTimeout)
+	defer cancel()
+	agents, err := s.service.Agents(call, s.config.Pool.ID)
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if s.complain.isNew("agents", text) {
+		s.log.Warn("the agents of the pool can't be listed", "error", err)
+	}
+	if err == nil {
+		s.due.agents = s.now().Add(s.config.AgentsEvery)
+	}
+	return agents, err
+}
+
+func (s *Scaler) readParallelJobs(ctx context.Context) {
+	if !s.config.UseParallel || s.now().Before(s.due.parallel) {
+		return
+	}
+	s.due.parallel = s.now().Add(s.config.ParallelEvery)
+	call, cancel := context.WithTimeout(ctx, s.config.CallTimeout)
+	defer cancel()
+	total, known, err := s.service.ParallelJobs(call)
+	if err != nil || !known {
+		// Unknown is no cap: the service holds requests back by itself.
+		s.parallel = 0
+		return
+	}
+	s.parallel = total
+}
+
+// check asks now and then whether the classes have what they need.
+func (s *Scaler) check(ctx context.Context) {
+	if !s.recheck.Swap(false) && s.now().Before(s.due.check) {
+		return
+	}
+	call, cancel := context.WithTimeout(ctx, s.config.PollTimeout)
+	defer cancel()
+	blocked := s.cluster.Check(call)
+	if ctx.Err() != nil {
+		return
+	}
+	s.blocked = blocked
+	for _, class := range slices.Sorted(maps.Keys(blocked)) {
+		if s.complain.isNew("class "+class, blocked[class]) {
+			s.log.Error("a class of agent can't be served", "class", class, "problem", blocked[class])
+		}
+	}
+	for _, class := range s.config.Classes {
+		if _, still := blocked[class.Name]; !still {
+			s.complain.isNew("class "+class.Name, "")
+		}
+	}
+	interval := s.config.CheckEvery
+	if len(blocked) > 0 {
+		interval = s.config.RecheckEvery
+	}
+	s.due.check = s.now().Add(interval)
+}
+
+// publish tells metrics and people what this cycle saw and wants.
+func (s *Scaler) publish(snapshot plan.Snapshot, p plan.Plan, stale bool) {
+	s.complain.isNew("cycle", "")
+	status := statusOf(snapshot, p, stale)
+	status.LastPoll = s.now()
+	s.status.Store(&status)
+	inUse := map[string]bool{}
+	for _, skip := range p.Skipped {
+		subject := fmt.Sprintf("request %d", skip.Request.ID)
+		inUse[subject] = true
+		if skip.Reason == plan.SkipServed {
+			continue
+		}
+		if s.complain.isNew(subject, string(skip.Reason)) {
+			s.log.Info("a queued build has to wait", "request", skip.Request.ID, "pipeline", skip.Request.Definition.Name,
+				"class", skip.Class, "reason", skip.Reason, "detail", skip.Detail)
+		}
+	}
+	for _, job := range snapshot.Jobs {
+		subject := "job " + job.UID
+		inUse[subject] = true
+		if job.Finished() || job.Reason == agentpool.ReasonNone {
+			continue
+		}
+		if s.complain.isNew(subject, string(job.Reason)) {
+			s.log.Warn("an agent is not getting on", "job", job.Name, "request", job.RequestID, "reason", job.Reason, "detail", job.Message)
+			s.cluster.Report(job, true, string(job.Reason), job.Message)
+		}
+	}
+	s.complain.keep(func(subject string) bool {
+		return inUse[subject] || !hasAnyPrefix(subject, "request ", "job ")
+	})
+}

@@ -1,0 +1,237 @@
+package scaler
+
+import (
+	"sync"
+	"time"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
+	"github.com/azp-scaler/azp-scaler/pkg/plan"
+)
+
+// memory is what the loop knows beyond its caches: its own writes that they do
+// not show yet, and what need not be done or counted a second time.
+type memory struct {
+	mu sync.Mutex
+	// assumed holds Jobs that were made and have not been seen, by UID.
+	assumed map[string]assumption
+	// ending holds Jobs that were deleted and may still be seen, by UID.
+	ending map[string]time.Time
+	// disabled holds the names of agents that get no further build.
+	disabled map[string]bool
+	// rightless holds the UIDs of Jobs whose rights have been ended.
+	rightless map[string]bool
+	// attempts and failures outlive the Jobs that they come from.
+	attempts map[int64]int
+	failures map[int64]plan.Failure
+	// seen is what has been counted of a Job, by UID.
+	seen map[string]sighting
+	// orphans is when a registration without a Job was first met, by name.
+	orphans map[string]time.Time
+}
+
+type assumption struct {
+	job   agentpool.AgentJob
+	since time.Time
+}
+
+type sighting struct{ started, finished bool }
+
+func newMemory() *memory {
+	return &memory{
+		assumed: map[string]assumption{}, ending: map[string]time.Time{}, disabled: map[string]bool{},
+		rightless: map[string]bool{}, attempts: map[int64]int{}, failures: map[int64]plan.Failure{},
+		seen: map[string]sighting{}, orphans: map[string]time.Time{},
+	}
+}
+
+// seed takes what is there at the start as counted already.
+func (m *memory) seed(jobs []agentpool.AgentJob) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, job := range jobs {
+		m.seen[job.UID] = sighting{started: hasStarted(job), finished: job.Finished()}
+	}
+}
+
+// assume records a Job that was just made.
+func (m *memory) assume(job agentpool.AgentJob, now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.assumed[job.UID] = assumption{job: job, since: now}
+	m.attempts[job.RequestID] = max(m.attempts[job.RequestID], job.Attempt)
+}
+
+// merge adds to the seen Jobs those that were made and are not seen yet, and
+// marks those that were deleted and are still seen. It returns how long the
+// oldest unseen write has been unseen.
+func (m *memory) merge(seen []agentpool.AgentJob, now time.Time) (jobs []agentpool.AgentJob, unseen time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	present := map[string]bool{}
+	for _, job := range seen {
+		present[job.UID] = true
+		if _, ended := m.ending[job.UID]; ended {
+			job.Deleting = true
+		}
+		jobs = append(jobs, job)
+		delete(m.assumed, job.UID)
+	}
+	for uid := range m.ending {
+		if !present[uid] {
+			delete(m.ending, uid)
+		}
+	}
+	for _, assumed := range m.assumed {
+		jobs = append(jobs, assumed.job)
+		unseen = max(unseen, now.Sub(assumed.since))
+	}
+	return jobs, unseen
+}
+
+// settle replaces assumptions by what a live list, asked for at the given time,
+// shows: a Job made before then that is not in it is gone.
+func (m *memory) settle(live []agentpool.AgentJob, asked time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	present := map[string]bool{}
+	for _, job := range live {
+		present[job.UID] = true
+	}
+	for uid, assumed := range m.assumed {
+		if !present[uid] && assumed.since.Before(asked) {
+			delete(m.assumed, uid)
+		}
+	}
+}
+
+// end records that a Job was deleted.
+func (m *memory) end(job agentpool.AgentJob, now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ending[job.UID] = now
+	delete(m.assumed, job.UID)
+}
+
+// fail records a failure that no Job will show.
+func (m *memory) fail(requestID int64, class string, before int, now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	count := max(before, m.failures[requestID].Count) + 1
+	m.failures[requestID] = plan.Failure{RequestID: requestID, Class: class, Count: count, At: now}
+}
+
+func (m *memory) setDisabled(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.disabled[name] = true
+}
+
+func (m *memory) isDisabled(name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.disabled[name]
+}
+
+func (m *memory) setRightless(uid string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.rightless[uid] = true
+}
+
+func (m *memory) isRightless(uid string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.rightless[uid]
+}
+
+// sight records what a Job has come to and tells which of it is news.
+func (m *memory) sight(job agentpool.AgentJob) (started, finished bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	before := m.seen[job.UID]
+	after := sighting{
+		started:  before.started || hasStarted(job),
+		finished: before.finished || job.Finished(),
+	}
+	m.seen[job.UID] = after
+	return after.started && !before.started, after.finished && !before.finished
+}
+
+// hasStarted reports whether the Job's agent has ever waited for a build.
+func hasStarted(job agentpool.AgentJob) bool { return job.Started || job.RanBuild }
+
+// remembered gives copies of what the plan needs to know.
+func (m *memory) remembered() (disabled map[string]bool, attempts map[int64]int, failures []plan.Failure) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	disabled = make(map[string]bool, len(m.disabled))
+	for name := range m.disabled {
+		disabled[name] = true
+	}
+	attempts = make(map[int64]int, len(m.attempts))
+	for id, n := range m.attempts {
+		attempts[id] = n
+	}
+	for _, failure := range m.failures {
+		failures = append(failures, failure)
+	}
+	return disabled, attempts, failures
+}
+
+// learn takes over from the agents list which agents are disabled.
+func (m *memory) learn(agents []agentpool.Agent) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, agent := range agents {
+		if !agent.Enabled {
+			m.disabled[agent.Name] = true
+		}
+	}
+}
+
+// orphaned tells how long a registration has been known to have no Job.
+func (m *memory) orphaned(name string, now time.Time) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	since, known := m.orphans[name]
+	if !known {
+		m.orphans[name] = now
+		return 0
+	}
+	return now.Sub(since)
+}
+
+// forget drops what concerns neither a present Job, nor a present request, nor a
+// present registration.
+func (m *memory) forget(jobs []agentpool.AgentJob, requests []agentpool.JobRequest) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	uids, names, ids := map[string]bool{}, map[string]bool{}, map[int64]bool{}
+	for _, job := range jobs {
+		uids[job.UID], names[job.Name], ids[job.RequestID] = true, true, true
+	}
+	for _, request := range requests {
+		ids[request.ID] = true
+	}
+	drop(m.rightless, uids)
+	drop(m.seen, uids)
+	drop(m.disabled, names)
+	drop(m.attempts, ids)
+	drop(m.failures, ids)
+}
+
+// forgetOrphans drops the first sightings of registrations that are no orphans
+// any more.
+func (m *memory) forgetOrphans(present map[string]bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	drop(m.orphans, present)
+}
+
+func drop[K comparable, V any](from map[K]V, keep map[K]bool) {
+	for key := range from {
+		if !keep[key] {
+			delete(from, key)
+		}
+	}
+}

@@ -1,0 +1,276 @@
+// Package scaler is the loop: it polls a pool's queue, makes a snapshot of it
+// and of our Jobs, lets package plan decide, and applies the plan.
+//
+// Every cycle starts afresh from what is there. The pods are read from the cache
+// before the queue is read from the service, so that a claim is never newer than
+// the pod that made it; a poll that fails or is not whole makes no plan at all.
+// What the loop remembers between cycles bridges its own caches and spares
+// calls; losing it costs some calls and a shorter back-off, never a build.
+package scaler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
+	"github.com/azp-scaler/azp-scaler/pkg/plan"
+)
+
+// Service is what the loop needs of Azure DevOps.
+type Service interface {
+	// JobRequests visits every unfinished request of the pool and returns how
+	// many rows could not be read. On an error the visit was not whole.
+	JobRequests(ctx context.Context, poolID int, visit func(agentpool.JobRequest) error) (malformed int, err error)
+	// Agents lists every registration of the pool.
+	Agents(ctx context.Context, poolID int) ([]agentpool.Agent, error)
+	// DisableAgent makes the service assign nothing more to the agent. The id may
+	// be 0, then it is looked up by name. An agent that is gone is no error.
+	DisableAgent(ctx context.Context, poolID int, agent agentpool.AgentRef) error
+	// WithdrawAgent stops an idle agent safely: it disables it and removes its
+	// registration unless it has a build. It reports whether the registration is
+	// gone.
+	WithdrawAgent(ctx context.Context, poolID int, agent agentpool.AgentRef) (gone bool, err error)
+	// ParallelJobs is how many builds the organisation may run at once, where that
+	// is known.
+	ParallelJobs(ctx context.Context) (total int, known bool, err error)
+}
+
+// Cluster is what the loop needs of Kubernetes.
+type Cluster interface {
+	// Synced reports whether Jobs shows everything there is.
+	Synced() bool
+	// Jobs gives our Jobs from the cache, finished ones included.
+	Jobs() []agentpool.AgentJob
+	// LiveJobs gives them from the API server.
+	LiveJobs(ctx context.Context) ([]agentpool.AgentJob, error)
+	// Create makes the Job and everything it needs, and lets it go. A Job that
+	// exists already is gone on with. With an error the returned Job has a name
+	// when a half-made one may be there.
+	Create(ctx context.Context, creation plan.Creation) (agentpool.AgentJob, error)
+	// Complete goes on with a half-made Job.
+	Complete(ctx context.Context, job agentpool.AgentJob) error
+	// DeleteUnstarted deletes the Job if a live read shows that its agent has not
+	// started, and reports whether it did.
+	DeleteUnstarted(ctx context.Context, job agentpool.AgentJob) (bool, error)
+	// Delete deletes the Job and all it owns.
+	Delete(ctx context.Context, job agentpool.AgentJob) error
+	// EndRights takes from the Job's ServiceAccount what its build could do.
+	EndRights(ctx context.Context, job agentpool.AgentJob) error
+	// Sweep removes what a crash has left, older than grace, and counts it by kind.
+	Sweep(ctx context.Context, grace time.Duration) (map[string]int, error)
+	// Check tells, for each class that can't be served now, why and what to do.
+	Check(ctx context.Context) map[string]string
+	// Report makes a fact about a Job visible to people who look at the cluster.
+	Report(job agentpool.AgentJob, warning bool, reason, message string)
+}
+
+// Config is what the loop is set to. The zero value of a field is not a default.
+type Config struct {
+	Pool          agentpool.Pool
+	Classes       []agentpool.AgentClass
+	Limits        plan.Limits
+	AgentPrefix   string        // Begins the name of every agent of this installation.
+	PollBusy      time.Duration // Between polls while something waits or starts.
+	PollIdle      time.Duration
+	AgentsEvery   time.Duration // Between reads of the agents list that nothing else asks for.
+	SweepEvery    time.Duration
+	SweepGrace    time.Duration // How old a leftover must be.
+	CheckEvery    time.Duration // Between checks of what the classes need.
+	RecheckEvery  time.Duration // The same while a class is blocked.
+	AssumeLimit   time.Duration // How long an own write may stay unseen before the cache counts as stale.
+	CallTimeout   time.Duration // For one operation on the cluster or the service.
+	PollTimeout   time.Duration
+	Concurrency   int // Operations of one plan at once.
+	UseParallel   bool
+	ParallelEvery time.Duration
+}
+
+// Scaler runs the loop for one pool.
+type Scaler struct {
+	config  Config
+	service Service
+	cluster Cluster
+	log     *slog.Logger
+	metrics *Metrics
+	now     func() time.Time
+
+	memory *memory
+	wake   chan struct{} // Asks for a cycle soon.
+	notify chan struct{} // Says that a pod or Job has changed.
+	// recheck asks for a check of what the classes need before it is due.
+	recheck atomic.Bool
+	status  atomic.Pointer[Status]
+
+	// The loop's own, touched by no other goroutine.
+	due struct {
+		agents, sweep, check, parallel time.Time
+	}
+	blocked  map[string]string
+	parallel int
+	failures int // Polls that failed in a row.
+	complain *changes
+}
+
+// New makes a Scaler that has not started. The clock is time.Now except in tests.
+func New(config Config, service Service, cluster Cluster, metrics *Metrics, log *slog.Logger, now func() time.Time) *Scaler {
+	s := &Scaler{
+		config: config, service: service, cluster: cluster, metrics: metrics, now: now,
+		log:      log.With("pool", config.Pool.Name),
+		memory:   newMemory(),
+		wake:     make(chan struct{}, 1),
+		notify:   make(chan struct{}, 1),
+		complain: newChanges(),
+	}
+	s.status.Store(&Status{Pool: config.Pool.Name, Waiting: "the cache of Jobs and pods is not filled yet"})
+	metrics.watch(config.Pool.Name, s.Status, now)
+	return s
+}
+
+// Wake asks for a cycle soon. It never blocks.
+func (s *Scaler) Wake() { signal(s.wake) }
+
+// Notify tells that a Job or a pod has changed. It never blocks.
+func (s *Scaler) Notify() { signal(s.notify) }
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Run polls, plans and applies until ctx ends. It returns nil then, and waits
+// for what is under way, each operation being bounded by the call time-out.
+func (s *Scaler) Run(ctx context.Context) error {
+	if err := s.waitForSync(ctx); err != nil {
+		return ignoreStop(ctx, err)
+	}
+	s.memory.seed(s.cluster.Jobs())
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.loop(ctx) })
+	group.Go(func() error { return s.follow(ctx) })
+	return ignoreStop(ctx, group.Wait())
+}
+
+// ignoreStop takes the end of ctx for what it is: a wish, not a failure.
+func ignoreStop(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
+	return err
+}
+
+func (s *Scaler) waitForSync(ctx context.Context) error {
+	tick := time.NewTicker(syncPoll)
+	defer tick.Stop()
+	for !s.cluster.Synced() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		case <-s.notify:
+		}
+	}
+	return nil
+}
+
+// syncPoll is how often the cache is asked whether it is filled.
+const syncPoll = 50 * time.Millisecond
+
+func (s *Scaler) loop(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		case <-s.wake:
+		}
+		timer.Reset(s.cycle(ctx))
+	}
+}
+
+// run applies one operation for each item, a few at a time, and waits for them.
+// One that fails never keeps the others from running. An operation that has begun is
+// finished even when ctx ends, within the call time-out; no new one is begun.
+func run[T any](ctx context.Context, s *Scaler, items []T, operate func(context.Context, T)) {
+	var group errgroup.Group
+	group.SetLimit(s.config.Concurrency)
+	for _, item := range items {
+		if ctx.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			call, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.CallTimeout)
+			defer cancel()
+			operate(call, item)
+			return nil
+		})
+	}
+	_ = group.Wait() // The operations report for themselves.
+}
+
+// reasonOf gives the reason that an error stands for.
+func reasonOf(err error) agentpool.Reason {
+	var reasoned agentpool.ReasonedError
+	switch {
+	case errors.As(err, &reasoned):
+		return reasoned.FailureReason()
+	case errors.Is(err, context.DeadlineExceeded):
+		return agentpool.ReasonAPIUnavailable
+	default:
+		return agentpool.ReasonUnknown
+	}
+}
+
+// changes remembers what was said about a subject, so that it is said again only
+// when it is something else.
+type changes struct {
+	mu   sync.Mutex
+	said map[string]string
+}
+
+func newChanges() *changes { return &changes{said: map[string]string{}} }
+
+// isNew reports whether text has not been said about subject last. The empty
+// text clears the subject and is never new.
+func (c *changes) isNew(subject, text string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if text == "" {
+		delete(c.said, subject)
+		return false
+	}
+	if c.said[subject] == text {
+		return false
+	}
+	c.said[subject] = text
+	return true
+}
+
+// keep forgets every subject that is not in use.
+func (c *changes) keep(inUse func(subject string) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for subject := range c.said {
+		if !inUse(subject) {
+			delete(c.said, subject)
+		}
+	}
+}
+
+// plural gives a count with its noun.
+func plural(n int, noun string) string {
+	if n == 1 {
+		return fmt.Sprintf("1 %s", noun)
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}

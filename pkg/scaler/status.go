@@ -1,0 +1,75 @@
+package scaler
+
+import (
+	"time"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
+	"github.com/azp-scaler/azp-scaler/pkg/plan"
+)
+
+// Status is what the last cycle came to.
+type Status struct {
+	Pool     string
+	LastPoll time.Time // Of the last whole answer; zero before the first.
+	Waiting  string    // Why there is no plan; empty when there is one.
+	Stale    bool      // The cache has not shown an own write for too long.
+	Blocked  map[string]string
+	View     plan.View
+	Skipped  map[plan.SkipReason]int
+	// NotGettingOn counts unfinished agents by class and the reason that holds
+	// them up.
+	NotGettingOn map[string]map[agentpool.Reason]int
+}
+
+// Status gives what the last cycle came to.
+func (s *Scaler) Status() Status { return *s.status.Load() }
+
+// updateStatus changes a copy of the status and makes it the current one. Only
+// the loop calls it.
+func (s *Scaler) updateStatus(change func(*Status)) {
+	status := *s.status.Load()
+	change(&status)
+	s.status.Store(&status)
+}
+
+// NotReady says why the loop is not doing its work at the time, or nothing.
+// A poll is taken as current for three idle intervals, and for two minutes at least.
+func (s *Scaler) NotReady(now time.Time) string {
+	status := s.Status()
+	limit := max(3*s.config.PollIdle, minPollAge)
+	switch {
+	case status.LastPoll.IsZero():
+		return "pool " + status.Pool + " has not been read yet: " + status.Waiting
+	case now.Sub(status.LastPoll) > limit:
+		return "pool " + status.Pool + " was last read " + now.Sub(status.LastPoll).Round(time.Second).String() + " ago: " + status.Waiting
+	case status.Stale:
+		return "the cache of Jobs and pods is out of date"
+	}
+	for class, why := range status.Blocked {
+		return "class " + class + " can't be served: " + why
+	}
+	return ""
+}
+
+const minPollAge = 2 * time.Minute
+
+func statusOf(snapshot plan.Snapshot, p plan.Plan, stale bool) Status {
+	status := Status{
+		Pool: snapshot.Pool.Name, Stale: stale, Blocked: snapshot.Blocked, View: p.View,
+		Skipped:      map[plan.SkipReason]int{},
+		NotGettingOn: map[string]map[agentpool.Reason]int{},
+	}
+	for _, skip := range p.Skipped {
+		status.Skipped[skip.Reason]++
+	}
+	for _, job := range snapshot.Jobs {
+		if job.Finished() || job.Reason == agentpool.ReasonNone {
+			continue
+		}
+		if status.NotGettingOn[job.Class] == nil {
+			status.NotGettingOn[job.Class] = map[agentpool.Reason]int{}
+		}
+		status.NotGettingOn[job.Class][job.Reason]++
+	}
+	return status
+}
