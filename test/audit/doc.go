@@ -1,0 +1,38 @@
+// Package audit judges a run of the system from the outside: it shares no code
+// with what it judges and reads only what two servers wrote down by themselves,
+// the audit log of the fake Azure DevOps and the audit log of the Kubernetes
+// API server, and what is live at the end.
+//
+// # Verdicts
+//
+// Duplicates are agents that came online (opened a session) and never received
+// a build, beyond those that requests which went away explain. A request
+// explains at most one such agent, and only if all of this holds:
+//
+//   - none of our agents ever received it: it was cancelled while queued, the
+//     service failed it for want of an agent, or a foreign agent ran it;
+//   - a Job was created for it, at the latest Rules.Slack after it went away
+//     (the scaler's poll may have been older than the cancellation);
+//   - the agent's own Job was created at the latest Rules.Slack after the
+//     request went away: an agent made later was not made for need that existed.
+//
+// The largest possible number of agents is explained (the pairing is a maximum
+// matching), the rest are duplicates.
+//
+// Lost are requests without a result or a stated reason: still unfinished at
+// the end, abandoned, or failed because the service stopped hearing from the
+// agent.
+//
+// Leaked is every object ever created by one of the scaler's users that is
+// still there, everything those objects own (directly or not), every live
+// object that carries a per-build label, and every registration in a pool. The
+// standing exceptions are named one by one in Rules.
+//
+// Three more verdicts concern the promise of exactly one agent per build and of
+// rights that end with it: a build received by two agents, an agent that
+// received two builds, and rights that ended too early or too late.
+//
+// A log that cannot be the whole truth (a gap in the sequence, builds but no
+// Job of the scaler) is a problem of the evidence, and a report with one is
+// never clean.
+package audit

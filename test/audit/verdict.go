@@ -1,0 +1,322 @@
+package audit
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Input is the evidence of one run.
+type Input struct {
+	Service []ServiceEvent
+	Kube    []KubeEvent
+	Objects []LiveObject // Everything live at the end.
+	Agents  []LiveAgent  // Registrations listed at the end, to cross-check the log.
+	// AgentsListed says that Agents was read, so that an empty list counts.
+	AgentsListed bool
+}
+
+// Interval is a stretch of time in which the scaler was known to be down.
+type Interval struct{ From, To time.Time }
+
+// Rules says whom to judge and how strictly.
+type Rules struct {
+	// ScalerUsers are the user names the scaler acts under, such as
+	// system:serviceaccount:agents:azp-scaler.
+	ScalerUsers []string
+	// StandingAgents are names of registrations that are no part of the run,
+	// such as a placeholder.
+	StandingAgents []string
+	// StandingObjects are objects, as resource/namespace/name, that belong to
+	// the installation and not to a build, such as a leader's lease.
+	StandingObjects []string
+	// Slack is how old the scaler's picture of the queue may be. 0 means 10 s.
+	Slack time.Duration
+	// RightsLimit is how long after its agent's end a build may keep its rights.
+	// 0 means 15 s.
+	RightsLimit time.Duration
+	// Outages do not count against RightsLimit.
+	Outages []Interval
+}
+
+const (
+	defaultSlack       = 10 * time.Second
+	defaultRightsLimit = 15 * time.Second
+)
+
+// Judge gives the verdicts on a run. It is a function of its input.
+func Judge(in Input, rules Rules) Report {
+	rules.Slack = cmp.Or(rules.Slack, defaultSlack)
+	rules.RightsLimit = cmp.Or(rules.RightsLimit, defaultRightsLimit)
+	j := &judge{in: in, rules: rules, ix: buildIndex(in, rules)}
+	j.report.Leaked = map[string]int{"jobs": 0, "pods": 0, "serviceaccounts": 0, "rolebindings": 0, "secrets": 0, "registrations": 0}
+	j.evidence()
+	j.counts()
+	j.lost()
+	j.duplicates()
+	j.exclusive()
+	j.rights()
+	j.leakedObjects()
+	j.leakedRegistrations()
+	j.times()
+	return j.report
+}
+
+type judge struct {
+	in     Input
+	rules  Rules
+	ix     *index
+	report Report
+}
+
+func (j *judge) find(verdict Verdict, format string, args ...any) {
+	j.report.Findings = append(j.report.Findings, Finding{Verdict: verdict, Text: fmt.Sprintf(format, args...)})
+}
+
+// evidence looks for signs that the logs are not the whole truth.
+func (j *judge) evidence() {
+	if len(j.in.Service) == 0 {
+		j.find(VerdictEvidence, "the service's audit log is empty: nothing can be said about this run")
+	}
+	last := int64(0)
+	for i, event := range j.in.Service {
+		if i > 0 && event.Seq != last+1 {
+			j.find(VerdictEvidence, "the service's audit log jumps from seq %d to %d: lines are missing or out of order", last, event.Seq)
+		}
+		last = event.Seq
+	}
+	if len(j.rules.ScalerUsers) == 0 {
+		j.find(VerdictEvidence, "no user of the scaler is named: nothing it created could be found")
+	}
+	for _, a := range j.ix.sortedAgents() {
+		if _, made := j.ix.jobs[a.name]; !made && jobName.MatchString(a.name) {
+			j.find(VerdictEvidence, "%s is named like one of the scaler's, but no Job of that name was created by %s", a, strings.Join(j.rules.ScalerUsers, " or "))
+		}
+	}
+	for _, r := range j.ix.sortedRequests() {
+		if r.queued.IsZero() {
+			j.find(VerdictEvidence, "%s has events but was never queued", r)
+		}
+	}
+}
+
+func (j *judge) counts() {
+	j.report.JobsCreated = len(j.ix.jobs)
+	for _, r := range j.ix.requests {
+		j.report.Builds++
+		switch r.outcome() {
+		case outcomeSucceeded:
+			j.report.Succeeded++
+		case outcomeFailed, outcomeNoAgent, outcomeAbandoned:
+			j.report.Failed++
+		case outcomeCanceled:
+			j.report.Canceled++
+		case outcomeNone:
+		}
+	}
+}
+
+// outcome is how a request ended.
+type outcome string
+
+const (
+	outcomeNone      outcome = ""
+	outcomeSucceeded outcome = "succeeded"
+	outcomeFailed    outcome = "failed"
+	outcomeCanceled  outcome = "canceled"
+	outcomeAbandoned outcome = "abandoned"
+	outcomeNoAgent   outcome = "no agent"
+)
+
+// outcome reads the end of a request from its events. Cancelling a request that
+// an agent has is an order only: the end is what the agent then reports.
+func (r *request) outcome() outcome {
+	switch {
+	case !r.abandoned.IsZero():
+		return outcomeAbandoned
+	case !r.noAgent.IsZero():
+		return outcomeNoAgent
+	case !r.finished.IsZero():
+		switch r.result {
+		case "succeeded", "succeededWithIssues":
+			return outcomeSucceeded
+		case "failed", "skipped":
+			return outcomeFailed
+		case "canceled":
+			return outcomeCanceled
+		case "abandoned":
+			return outcomeAbandoned
+		default:
+			return outcomeNone
+		}
+	case !r.canceled.IsZero() && (r.received.IsZero() || r.canceled.Before(r.received)):
+		return outcomeCanceled
+	default:
+		return outcomeNone
+	}
+}
+
+// lost finds requests that ended without a result or a stated reason.
+func (j *judge) lost() {
+	for _, r := range j.ix.sortedRequests() {
+		switch r.outcome() {
+		case outcomeNone:
+			j.report.Lost++
+			j.find(VerdictLost, "%s, queued at %s, has no result: %s", r, clock(r.queued), r.standing(j.ix))
+		case outcomeAbandoned:
+			j.report.Lost++
+			j.find(VerdictLost, "%s was abandoned at %s: %s", r, clock(later(r.abandoned, r.finished)), r.standing(j.ix))
+		case outcomeFailed:
+			if strings.Contains(strings.ToLower(r.detail), "stopped hearing") {
+				j.report.Lost++
+				j.find(VerdictLost, "%s failed at %s through the loss of its agent (%s): %s", r, clock(r.finished), r.detail, r.standing(j.ix))
+			}
+		case outcomeSucceeded, outcomeCanceled, outcomeNoAgent:
+		}
+	}
+}
+
+// standing tells how far a request came.
+func (r *request) standing(ix *index) string {
+	if len(r.agents) == 0 {
+		return "no agent ever received it"
+	}
+	names := make([]string, 0, len(r.agents))
+	for _, k := range r.agents {
+		names = append(names, ix.agents[k].String())
+	}
+	return fmt.Sprintf("received at %s by %s", clock(r.received), strings.Join(names, ", "))
+}
+
+// duplicates finds the agents that came online for nothing and that no request
+// which went away explains; see the package's documentation for the rule.
+func (j *judge) duplicates() {
+	var idle []*agent
+	for _, a := range j.ix.sortedAgents() {
+		if !a.online.IsZero() && len(a.requests) == 0 && j.ix.ours(a) {
+			idle = append(idle, a)
+		}
+	}
+	gone := j.wentAway()
+	slices.SortStableFunc(idle, func(a, b *agent) int { return j.madeAt(a).Compare(j.madeAt(b)) })
+	// Each agent takes the earliest request that can still explain it: with both
+	// sides in order of time this explains as many as is possible.
+	next := 0
+	for _, a := range idle {
+		for next < len(gone) && gone[next].Add(j.rules.Slack).Before(j.madeAt(a)) {
+			next++
+		}
+		if next < len(gone) {
+			next++
+			continue
+		}
+		j.report.Duplicates++
+		j.find(VerdictDuplicate, "%s came online at %s and never received a build; its Job was created at %s, and no request that went away explains it (%d such requests, %d such agents)",
+			a, clock(a.online), clock(j.madeAt(a)), len(gone), len(idle))
+	}
+}
+
+// wentAway gives, in order, the times at which requests went away that had a
+// Job made for them and that none of our agents received.
+func (j *judge) wentAway() []time.Time {
+	made := map[int64]time.Time{}
+	for _, job := range j.ix.jobs {
+		if first, found := made[job.requestID]; !found || job.created.Before(first) {
+			made[job.requestID] = job.created
+		}
+	}
+	var gone []time.Time
+	for _, r := range j.ix.sortedRequests() {
+		at, left := j.leftAt(r)
+		created, found := made[r.key.id]
+		if left && found && !created.After(at.Add(j.rules.Slack)) {
+			gone = append(gone, at)
+		}
+	}
+	slices.SortFunc(gone, time.Time.Compare)
+	return gone
+}
+
+// leftAt tells when the need for an agent of ours went away by itself.
+func (j *judge) leftAt(r *request) (time.Time, bool) {
+	for _, k := range r.agents {
+		if j.ix.ours(j.ix.agents[k]) {
+			return time.Time{}, false
+		}
+	}
+	switch {
+	case len(r.agents) > 0:
+		return r.received, true
+	case r.outcome() == outcomeCanceled:
+		return later(r.canceled, r.finished), true
+	case r.outcome() == outcomeNoAgent:
+		return r.noAgent, true
+	default:
+		return time.Time{}, false
+	}
+}
+
+// madeAt is when an agent's Job was created, or the agent where the Job is not
+// in the log.
+func (j *judge) madeAt(a *agent) time.Time {
+	if made, found := j.ix.jobs[a.name]; found {
+		return made.created
+	}
+	return a.added
+}
+
+// exclusive finds builds with two agents and agents with two builds.
+func (j *judge) exclusive() {
+	for _, r := range j.ix.sortedRequests() {
+		if len(r.agents) > 1 {
+			j.report.BuildsRunTwice++
+			j.find(VerdictRunTwice, "%s was run by %d agents: %s", r, len(r.agents), r.standing(j.ix))
+		}
+	}
+	for _, a := range j.ix.sortedAgents() {
+		if len(a.requests) > 1 && j.ix.ours(a) {
+			j.report.AgentsReused++
+			ids := make([]string, 0, len(a.requests))
+			for _, k := range a.requests {
+				ids = append(ids, fmt.Sprint(k.id))
+			}
+			j.find(VerdictAgentReused, "%s received %d builds: requests %s", a, len(a.requests), strings.Join(ids, ", "))
+		}
+	}
+}
+
+// times measures how long builds waited, by the logs alone.
+func (j *judge) times() {
+	first := map[int64]time.Time{}
+	for _, made := range j.ix.jobs {
+		if at, found := first[made.requestID]; !found || made.created.Before(at) {
+			first[made.requestID] = made.created
+		}
+	}
+	var toJob, toAgent []time.Duration
+	for _, r := range j.ix.requests {
+		if at, found := first[r.key.id]; found && !r.queued.IsZero() {
+			toJob = append(toJob, at.Sub(r.queued))
+		}
+		if !r.received.IsZero() && !r.queued.IsZero() {
+			toAgent = append(toAgent, r.received.Sub(r.queued))
+		}
+	}
+	j.report.QueueToJob, j.report.QueueToAgent = quantiles(toJob), quantiles(toAgent)
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+func clock(at time.Time) string {
+	if at.IsZero() {
+		return "an unknown time"
+	}
+	return at.UTC().Format("15:04:05.000")
+}
