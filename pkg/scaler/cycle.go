@@ -13,6 +13,8 @@ import (
 
 // cycle polls, plans and applies once, and returns the time until the next.
 func (s *Scaler) cycle(ctx context.Context) time.Duration {
+	now := s.now()
+	s.turned.Store(&now)
 	s.check(ctx)
 	snapshot, stale, ok := s.snapshot(ctx)
 	if !ok {

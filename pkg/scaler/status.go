@@ -53,6 +53,19 @@ func (s *Scaler) NotReady(now time.Time) string {
 
 const minPollAge = 2 * time.Minute
 
+// Stuck says that the loop has not turned for longer than all its limits allow
+// together, or nothing. It is a last resort: every wait in it has a limit.
+func (s *Scaler) Stuck(now time.Time) string {
+	turned := s.turned.Load()
+	if turned == nil || now.Sub(*turned) <= turnLimit {
+		return ""
+	}
+	return "the loop of pool " + s.config.Pool.Name + " has not turned for " + now.Sub(*turned).Round(time.Second).String()
+}
+
+// turnLimit is far above a poll and a full plan's operations at their limits.
+const turnLimit = 30 * time.Minute
+
 func statusOf(snapshot plan.Snapshot, p plan.Plan, stale bool) Status {
 	status := Status{
 		Pool: snapshot.Pool.Name, Stale: stale, Blocked: snapshot.Blocked, View: p.View,

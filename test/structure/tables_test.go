@@ -75,7 +75,7 @@ func configurationTable(config reflect.Type) (string, error) {
 		value := ""
 		if text, ok := field.Tag.Lookup("default"); ok {
 			value = "`" + text + "`"
-		} else if field.Tag.Get("required") == "true" {
+		} else if field.Tag.Get("needed") == "true" {
 			value = "required"
 		}
 		rows = append(rows, []string{"`" + variable + "`", cell(value), cell(meaning)})

@@ -1,0 +1,259 @@
+package app
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
+)
+
+// Config is everything the scaler is told. The names of the variables, their
+// defaults and what they mean stand in the tags, from which the table in the
+// README is made.
+type Config struct {
+	URL       string             `envconfig:"AZP_URL" needed:"true" desc:"Organisation or collection, such as https://dev.azure.com/contoso"`
+	Pool      string             `envconfig:"AZP_POOL" needed:"true" desc:"Name of the agent pool"`
+	Token     azuredevops.Secret `envconfig:"AZP_TOKEN" desc:"Personal access token with Agent Pools (read & manage); prefer the file"`
+	TokenFile string             `envconfig:"AZP_TOKEN_FILE" desc:"File that holds the token; read again when it changes"`
+	CAFile    string             `envconfig:"AZP_CA_FILE" desc:"PEM file of a further certificate authority to trust"`
+
+	Kubeconfig string `envconfig:"KUBECONFIG" desc:"Path of a kubeconfig; without it the pod's own ServiceAccount is used"`
+	Namespace  string `envconfig:"AZP_NAMESPACE" needed:"true" desc:"Namespace of the agents' Jobs; nothing else should run there"`
+	Release    string `envconfig:"AZP_RELEASE" default:"azp-scaler" desc:"Tells apart installations that share pool and namespace"`
+
+	AgentImage           string   `envconfig:"AZP_AGENT_IMAGE" needed:"true" desc:"Image of the agent, with agent-entrypoint in it"`
+	AgentImagePullPolicy string   `envconfig:"AZP_AGENT_IMAGE_PULL_POLICY" default:"IfNotPresent" desc:"Always, IfNotPresent or Never"`
+	AgentPullSecrets     Names    `envconfig:"AZP_AGENT_IMAGE_PULL_SECRETS" desc:"Names of pull Secrets in the agents' namespace, comma-separated"`
+	AgentSource          string   `envconfig:"AZP_AGENT_SOURCE" default:"auto" desc:"Where the agent program comes from: image, download, or auto (the image's if it has one)"`
+	AgentVersion         string   `envconfig:"AZP_AGENT_VERSION" desc:"Version of the agent to download; without it the newest that the service offers"`
+	AgentTokenSecret     string   `envconfig:"AZP_AGENT_TOKEN_SECRET" default:"azp-token" desc:"Secret in the agents' namespace that holds the token with which pods register and remove agents"`
+	AgentTokenKey        string   `envconfig:"AZP_AGENT_TOKEN_SECRET_KEY" default:"token" desc:"Key of the token in that Secret"`
+	AgentCAConfigMap     string   `envconfig:"AZP_AGENT_CA_CONFIGMAP" desc:"ConfigMap in the agents' namespace with a certificate authority under ca.crt for the pods to trust"`
+	CPURequest           Quantity `envconfig:"AZP_AGENT_CPU_REQUEST" default:"500m" desc:"CPU that a build asks for"`
+	CPULimit             Quantity `envconfig:"AZP_AGENT_CPU_LIMIT" desc:"CPU that a build may use at most"`
+	MemoryRequest        Quantity `envconfig:"AZP_AGENT_MEMORY_REQUEST" default:"1Gi" desc:"Memory that a build asks for"`
+	MemoryLimit          Quantity `envconfig:"AZP_AGENT_MEMORY_LIMIT" desc:"Memory that a build may use at most"`
+
+	RoleBindings RoleBindings `envconfig:"AZP_ROLE_BINDINGS" desc:"What each build may do, comma-separated: namespace Role/name or namespace ClusterRole/name, such as shop ClusterRole/edit"`
+	Capabilities Capabilities `envconfig:"AZP_CAPABILITIES" desc:"What the image offers beyond what every agent has, comma-separated: name or name=value"`
+
+	MaxAgents     Count    `envconfig:"AZP_MAX_AGENTS" default:"100" desc:"Agents at most at once"`
+	MaxCreations  Count    `envconfig:"AZP_MAX_CREATIONS" default:"250" desc:"Jobs made at most in one cycle"`
+	ParallelJobs  Switch   `envconfig:"AZP_RESPECT_PARALLEL_JOBS" default:"true" desc:"Make no more agents than the organisation has parallel jobs, where the service tells how many"`
+	PollBusy      Duration `envconfig:"AZP_POLL_BUSY" default:"2s" desc:"Between polls while something waits or starts"`
+	PollIdle      Duration `envconfig:"AZP_POLL_IDLE" default:"10s" desc:"Between polls otherwise"`
+	IdleLimit     Duration `envconfig:"AZP_IDLE_LIMIT" default:"60s" desc:"How long an agent that nothing needs may wait for a build"`
+	MaxIdleAge    Duration `envconfig:"AZP_MAX_IDLE_AGE" default:"24h" desc:"How old an idle agent may grow before it is replaced"`
+	StartupLimit  Duration `envconfig:"AZP_STARTUP_LIMIT" default:"10m" desc:"From the pod's scheduling until the agent waits for a build"`
+	ConfigLimit   Duration `envconfig:"AZP_CONFIGURE_LIMIT" default:"2m" desc:"For registering one agent"`
+	GracePeriod   Duration `envconfig:"AZP_GRACE_PERIOD" default:"1h" desc:"What a running build gets when its pod is told to stop; all but a minute of it"`
+	JobTTL        Duration `envconfig:"AZP_JOB_TTL" default:"1h" desc:"How long a finished Job stays to be looked at; at least twice the longest back-off, as its failures are counted from it"`
+	BackoffMin    Duration `envconfig:"AZP_BACKOFF_MIN" default:"10s" desc:"Wait after a first agent that failed before its build"`
+	BackoffMax    Duration `envconfig:"AZP_BACKOFF_MAX" default:"10m" desc:"Longest such wait; it doubles from failure to failure"`
+	SweepInterval Duration `envconfig:"AZP_SWEEP_INTERVAL" default:"60s" desc:"Between sweeps for what a crash has left"`
+	SweepGrace    Duration `envconfig:"AZP_SWEEP_GRACE" default:"2m" desc:"How old a leftover must be to be swept"`
+
+	Listen    string `envconfig:"AZP_LISTEN" default:":8080" desc:"Address of /metrics, /healthz and /readyz"`
+	LogLevel  Level  `envconfig:"AZP_LOG_LEVEL" default:"info" desc:"debug, info, warn or error"`
+	LogFormat string `envconfig:"AZP_LOG_FORMAT" default:"json" desc:"json or text"`
+}
+
+// maxGrace is far above every build and far below where seconds overflow.
+const maxGrace = 7 * 24 * time.Hour
+
+// Validate tells everything that is wrong, each with the variable's name, its
+// value and what to do; never a secret's value. It asks no server.
+func (c Config) Validate() error {
+	v := &validator{}
+	c.validateService(v)
+	c.validateAgents(v)
+	c.validateLimits(v)
+	v.oneOf("AZP_LOG_FORMAT", c.LogFormat, "json", "text")
+	v.parsed("AZP_LOG_LEVEL", c.LogLevel.problem)
+	if c.Listen == "" {
+		v.add("AZP_LISTEN", "is empty: want an address such as :8080")
+	}
+	// The limits are checked in no order.
+	slices.SortStableFunc(v.problems, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return errors.Join(v.problems...)
+}
+
+func (c Config) validateService(v *validator) {
+	v.required("AZP_URL", c.URL, "the organisation's address, such as https://dev.azure.com/contoso")
+	if c.URL != "" {
+		if why := organisationProblem(c.URL); why != "" {
+			v.add("AZP_URL", fmt.Sprintf("%q %s", withoutUser(c.URL), why))
+		}
+	}
+	v.required("AZP_POOL", c.Pool, "the name of an agent pool, as in Organisation settings, Agent pools")
+	switch {
+	case c.Token == "" && c.TokenFile == "":
+		v.add("AZP_TOKEN_FILE", "is not set, and neither is AZP_TOKEN: put a personal access token with Agent Pools (read & manage) into a file and name it here")
+	case c.Token != "" && c.TokenFile != "":
+		v.add("AZP_TOKEN", "is set together with AZP_TOKEN_FILE: unset one of them, AZP_TOKEN rather")
+	case c.TokenFile != "":
+		v.readable("AZP_TOKEN_FILE", c.TokenFile)
+	}
+	if c.CAFile != "" {
+		v.readable("AZP_CA_FILE", c.CAFile)
+	}
+}
+
+func (c Config) validateAgents(v *validator) {
+	v.required("AZP_NAMESPACE", c.Namespace, "the namespace that the agents' Jobs are to run in")
+	if c.Namespace != "" {
+		v.label("AZP_NAMESPACE", c.Namespace)
+	}
+	v.label("AZP_RELEASE", c.Release)
+	v.required("AZP_AGENT_IMAGE", c.AgentImage, "an image with the agent's entrypoint, such as registry.example.com/azp-agent:1.0")
+	if strings.ContainsAny(c.AgentImage, " \t\n") {
+		v.add("AZP_AGENT_IMAGE", fmt.Sprintf("%q has blanks: want one image reference", c.AgentImage))
+	}
+	v.oneOf("AZP_AGENT_IMAGE_PULL_POLICY", c.AgentImagePullPolicy, "Always", "IfNotPresent", "Never")
+	v.oneOf("AZP_AGENT_SOURCE", c.AgentSource, "auto", "image", "download")
+	v.object("AZP_AGENT_TOKEN_SECRET", c.AgentTokenSecret)
+	if len(validation.IsConfigMapKey(c.AgentTokenKey)) > 0 {
+		v.add("AZP_AGENT_TOKEN_SECRET_KEY", fmt.Sprintf("%q is no key of a Secret", c.AgentTokenKey))
+	}
+	if c.AgentCAConfigMap != "" {
+		v.object("AZP_AGENT_CA_CONFIGMAP", c.AgentCAConfigMap)
+	}
+	for _, name := range c.AgentPullSecrets {
+		v.object("AZP_AGENT_IMAGE_PULL_SECRETS", name)
+	}
+	v.parsed("AZP_AGENT_CPU_REQUEST", c.CPURequest.problem)
+	v.parsed("AZP_AGENT_CPU_LIMIT", c.CPULimit.problem)
+	v.parsed("AZP_AGENT_MEMORY_REQUEST", c.MemoryRequest.problem)
+	v.parsed("AZP_AGENT_MEMORY_LIMIT", c.MemoryLimit.problem)
+	v.parsed("AZP_ROLE_BINDINGS", c.RoleBindings.problems...)
+	for _, binding := range c.RoleBindings.List {
+		if binding.Namespace == c.Namespace {
+			v.add("AZP_ROLE_BINDINGS", fmt.Sprintf("%q gives builds a role in the agents' own namespace, where it could read the pool's token: deploy into another namespace", binding))
+		}
+		if len(validation.IsDNS1123Label(binding.Namespace)) > 0 {
+			v.add("AZP_ROLE_BINDINGS", fmt.Sprintf("%q names no valid namespace", binding))
+		}
+	}
+	v.parsed("AZP_CAPABILITIES", c.Capabilities.problems...)
+}
+
+func (c Config) validateLimits(v *validator) {
+	for name, count := range map[string]Count{"AZP_MAX_AGENTS": c.MaxAgents, "AZP_MAX_CREATIONS": c.MaxCreations} {
+		v.parsed(name, count.problem)
+		if count.problem == "" && count.N < 1 {
+			v.add(name, fmt.Sprintf("%d is not above zero", count.N))
+		}
+	}
+	v.parsed("AZP_RESPECT_PARALLEL_JOBS", c.ParallelJobs.problem)
+	for name, bounds := range map[string]struct {
+		value       Duration
+		least, most time.Duration
+	}{
+		"AZP_POLL_BUSY":       {c.PollBusy, 500 * time.Millisecond, 5 * time.Minute},
+		"AZP_POLL_IDLE":       {c.PollIdle, 500 * time.Millisecond, 10 * time.Minute},
+		"AZP_IDLE_LIMIT":      {c.IdleLimit, time.Second, 24 * time.Hour},
+		"AZP_MAX_IDLE_AGE":    {c.MaxIdleAge, time.Minute, 30 * 24 * time.Hour},
+		"AZP_STARTUP_LIMIT":   {c.StartupLimit, 10 * time.Second, 24 * time.Hour},
+		"AZP_CONFIGURE_LIMIT": {c.ConfigLimit, 5 * time.Second, time.Hour},
+		"AZP_GRACE_PERIOD":    {c.GracePeriod, 2 * time.Minute, maxGrace},
+		"AZP_JOB_TTL":         {c.JobTTL, time.Second, 30 * 24 * time.Hour},
+		"AZP_BACKOFF_MIN":     {c.BackoffMin, time.Second, time.Hour},
+		"AZP_BACKOFF_MAX":     {c.BackoffMax, time.Second, 24 * time.Hour},
+		"AZP_SWEEP_INTERVAL":  {c.SweepInterval, time.Second, 24 * time.Hour},
+		"AZP_SWEEP_GRACE":     {c.SweepGrace, time.Second, 24 * time.Hour},
+	} {
+		v.parsed(name, bounds.value.problem)
+		if value := bounds.value.Duration; bounds.value.problem == "" && (value < bounds.least || value > bounds.most) {
+			v.add(name, fmt.Sprintf("%v is out of bounds: want %v to %v", value, bounds.least, bounds.most))
+		}
+	}
+	if c.PollIdle.Duration > 0 && c.PollBusy.Duration > c.PollIdle.Duration {
+		v.add("AZP_POLL_BUSY", fmt.Sprintf("%v is longer than AZP_POLL_IDLE (%v): want it to be the shorter one", c.PollBusy.Duration, c.PollIdle.Duration))
+	}
+	if c.BackoffMax.Duration > 0 && c.BackoffMin.Duration > c.BackoffMax.Duration {
+		v.add("AZP_BACKOFF_MIN", fmt.Sprintf("%v is longer than AZP_BACKOFF_MAX (%v)", c.BackoffMin.Duration, c.BackoffMax.Duration))
+	}
+}
+
+// organisationProblem tells what is wrong with the address of an organisation.
+func organisationProblem(address string) string {
+	u, err := url.Parse(address)
+	switch {
+	case err != nil:
+		return "is no URL: want one such as https://dev.azure.com/contoso"
+	case u.Scheme != "https" && u.Scheme != "http":
+		return "has no scheme https: want an address such as https://dev.azure.com/contoso"
+	case u.Host == "":
+		return "has no host: want an address such as https://dev.azure.com/contoso"
+	case u.User != nil:
+		return "carries a user name or password: take it out, the token has a variable of its own"
+	case u.RawQuery != "" || u.Fragment != "":
+		return "has a query or a fragment: want the organisation's address alone"
+	case strings.Trim(u.Path, "/") == "" && !strings.HasSuffix(u.Hostname(), ".visualstudio.com"):
+		return "names no organisation: append it, as in https://dev.azure.com/contoso"
+	}
+	return ""
+}
+
+// withoutUser keeps a password that stands in an address out of an error.
+func withoutUser(address string) string {
+	if _, rest, found := strings.Cut(address, "@"); found {
+		return "…@" + rest
+	}
+	return address
+}
+
+// validator gathers what is wrong.
+type validator struct{ problems []error }
+
+func (v *validator) add(variable, problem string) {
+	v.problems = append(v.problems, errors.New(variable+" "+problem))
+}
+
+func (v *validator) parsed(variable string, problems ...string) {
+	for _, problem := range problems {
+		if problem != "" {
+			v.add(variable, problem)
+		}
+	}
+}
+
+func (v *validator) required(variable, value, want string) {
+	if strings.TrimSpace(value) == "" {
+		v.add(variable, "is not set: want "+want)
+	}
+}
+
+func (v *validator) oneOf(variable, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		v.add(variable, fmt.Sprintf("%q is none of %s", value, strings.Join(allowed, ", ")))
+	}
+}
+
+func (v *validator) label(variable, value string) {
+	if problems := validation.IsDNS1123Label(value); len(problems) > 0 {
+		v.add(variable, fmt.Sprintf("%q is no valid name: %s", value, problems[0]))
+	}
+}
+
+func (v *validator) object(variable, value string) {
+	if problems := validation.IsDNS1123Subdomain(value); len(problems) > 0 {
+		v.add(variable, fmt.Sprintf("%q is no name of an object: %s", value, problems[0]))
+	}
+}
+
+func (v *validator) readable(variable, path string) {
+	file, err := os.Open(path)
+	if err != nil {
+		v.add(variable, fmt.Sprintf("names a file that can't be read: %v", err))
+		return
+	}
+	_ = file.Close() // Nothing was written.
+}
