@@ -1,0 +1,107 @@
+package agentjob
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Prefix is what every label and annotation of ours begins with.
+const Prefix = "azp-scaler.github.io/"
+
+// The labels on the Job, its pod and its ServiceAccount. RoleBindings carry the
+// first three, LabelJob and LabelJobUID.
+const (
+	LabelManagedBy = "app.kubernetes.io/managed-by"
+	LabelName      = "app.kubernetes.io/name"
+	LabelInstance  = Prefix + "instance"
+	LabelClass     = Prefix + "class"
+	LabelPoolID    = Prefix + "pool-id"
+	LabelRequestID = Prefix + "request-id"
+	LabelAttempt   = Prefix + "attempt"
+	// LabelJob and LabelJobUID tie a right to the Job it was made for.
+	LabelJob    = Prefix + "job"
+	LabelJobUID = Prefix + "job-uid"
+)
+
+// The values of the labels that never vary.
+const (
+	ManagedBy = "azp-scaler"
+	AgentName = "azp-agent"
+)
+
+// The annotations on the Job.
+const (
+	// AnnotationRoleBindings lists the rights of the build, one a line, in the
+	// form that agentpool.ParseRoleBinding reads.
+	AnnotationRoleBindings = Prefix + "role-bindings"
+	// AnnotationFailures counts the failed Jobs in a row before this one.
+	AnnotationFailures = Prefix + "failures"
+	// AnnotationPool, AnnotationPipeline and AnnotationRunURL are for people.
+	AnnotationPool     = Prefix + "pool"
+	AnnotationPipeline = Prefix + "pipeline"
+	AnnotationRunURL   = Prefix + "run-url"
+	// AnnotationQueuedAt is when the request was queued, in RFC 3339.
+	AnnotationQueuedAt = Prefix + "queued-at"
+	// AnnotationServiceAccount holds what the build's ServiceAccount gets besides
+	// its name, as JSON.
+	AnnotationServiceAccount = Prefix + "service-account"
+	// AnnotationRightsEnded says when the build's rights were taken back, in RFC
+	// 3339. It spares every later look at the same finished Job the same calls.
+	AnnotationRightsEnded = Prefix + "rights-ended"
+)
+
+// namePrefix begins the name of every Job, and so of every agent.
+const namePrefix = "azp"
+
+// instanceLength is in characters of five bits each: forty bits tell apart the
+// installations on one pool.
+const instanceLength = 8
+
+// InstanceID derives the eight characters [a-z2-7] that tell this installation
+// from every other one: from the organisation's URL, the pool, the agents'
+// namespace and the release. Case and trailing slashes of URL and pool do not
+// matter, as they do not matter to the service.
+func InstanceID(orgURL, pool, namespace, release string) string {
+	hash := sha256.New()
+	for _, part := range []string{
+		strings.ToLower(strings.TrimRight(strings.TrimSpace(orgURL), "/")),
+		strings.ToLower(strings.TrimSpace(pool)),
+		namespace,
+		release,
+	} {
+		// The length keeps "a"+"bc" apart from "ab"+"c".
+		_, _ = fmt.Fprintf(hash, "%d:%s", len(part), part)
+	}
+	id := base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(hash.Sum(nil))
+	return strings.ToLower(id[:instanceLength])
+}
+
+// JobName is the name of the n-th Job for a request, which is the agent's name
+// in the pool too. It is a DNS label of at most 63 characters for every id that
+// the service can give.
+func JobName(instance string, poolID int, requestID int64, n int) string {
+	return fmt.Sprintf("%s-%s-%d-%d-%d", namePrefix, instance, poolID, requestID, n)
+}
+
+// ParseJobName takes a name of this instance apart. Only what JobName itself
+// would have written is recognised.
+func ParseJobName(instance, name string) (poolID int, requestID int64, n int, ok bool) {
+	rest, found := strings.CutPrefix(name, namePrefix+"-"+instance+"-")
+	if !found {
+		return 0, 0, 0, false
+	}
+	fields := strings.Split(rest, "-")
+	if len(fields) != 3 {
+		return 0, 0, 0, false
+	}
+	poolID, errPool := strconv.Atoi(fields[0])
+	requestID, errRequest := strconv.ParseInt(fields[1], 10, 64)
+	n, errAttempt := strconv.Atoi(fields[2])
+	if errPool != nil || errRequest != nil || errAttempt != nil || JobName(instance, poolID, requestID, n) != name {
+		return 0, 0, 0, false
+	}
+	return poolID, requestID, n, true
+}
