@@ -48,13 +48,14 @@ func New(config Config, version string, log *slog.Logger) (*App, error) {
 	}
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	recorder, metrics := NewMetrics(registry)
 	token := azuredevops.StaticToken(config.Token)
 	if config.TokenFile != "" {
 		token = azuredevops.FileToken(config.TokenFile)
 	}
 	client, err := azuredevops.New(azuredevops.Config{
 		URL: config.URL, Token: token, CAFile: config.CAFile, UserAgent: "azp-scaler/" + version,
-		Recorder: newRecorder(registry), Logger: log,
+		Recorder: recorder, Logger: log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%w:\n%w", ErrConfiguration, err)
@@ -68,7 +69,7 @@ func New(config Config, version string, log *slog.Logger) (*App, error) {
 		return nil, fmt.Errorf("%w:\nAZP_LISTEN %q can't be listened on: %w", ErrConfiguration, config.Listen, err)
 	}
 	a := &App{
-		config: config, log: log, registry: registry, metrics: scaler.NewMetrics(registry),
+		config: config, log: log, registry: registry, metrics: metrics,
 		client: client, kube: clientset, listener: listener,
 	}
 	a.wait("starting")
