@@ -78,9 +78,7 @@ func (s *Scaler) liveJobs(ctx context.Context) ([]agentpool.AgentJob, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.memory.settle(live, asked)
-	jobs, _ := s.memory.merge(live, s.now())
-	return jobs, nil
+	return s.memory.settle(live, asked), nil
 }
 
 // poll reads the queue. Anything but a whole answer is no answer.

@@ -88,20 +88,28 @@ func (m *memory) merge(seen []agentpool.AgentJob, now time.Time) (jobs []agentpo
 	return jobs, unseen
 }
 
-// settle replaces assumptions by what a live list, asked for at the given time,
-// shows: a Job made before then that is not in it is gone.
-func (m *memory) settle(live []agentpool.AgentJob, asked time.Time) {
+// settle checks the assumptions against a live list that was asked for at the
+// given time: a Job made before then that is not in it is gone. One that is in it
+// stays assumed, as the cache still does not show it. It returns the list with
+// the deleted ones marked.
+func (m *memory) settle(live []agentpool.AgentJob, asked time.Time) []agentpool.AgentJob {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	present := map[string]bool{}
+	jobs := make([]agentpool.AgentJob, 0, len(live))
 	for _, job := range live {
 		present[job.UID] = true
+		if _, ended := m.ending[job.UID]; ended {
+			job.Deleting = true
+		}
+		jobs = append(jobs, job)
 	}
 	for uid, assumed := range m.assumed {
 		if !present[uid] && assumed.since.Before(asked) {
 			delete(m.assumed, uid)
 		}
 	}
+	return jobs
 }
 
 // end records that a Job was deleted.

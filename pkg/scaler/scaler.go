@@ -107,6 +107,7 @@ type Scaler struct {
 	// recheck asks for a check of what the classes need before it is due.
 	recheck atomic.Bool
 	status  atomic.Pointer[Status]
+	turned  atomic.Pointer[time.Time] // When the last cycle began.
 
 	// The loop's own, touched by no other goroutine.
 	due struct {
