@@ -232,6 +232,10 @@ func (t *transport) readWhole(ctx context.Context, resp *http.Response, c call) 
 		if errors.As(e.Kind, &throttled) {
 			t.gate.shut(throttled.RetryAfter)
 		}
+		if c.op == OpDiscover && errors.Is(e.Kind, ErrNotFound) {
+			// The organisation is not there, which says nothing about an agent.
+			e.Kind, e.Remedy = ErrUnexpectedAnswer, remedyURL
+		}
 		return e
 	}
 	switch {
