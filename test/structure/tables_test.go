@@ -200,7 +200,9 @@ func kindOf(collector prometheus.Collector, name string) (string, error) {
 
 // table renders what was registered, by name.
 func (d *described) table() (string, error) {
-	rows := slices.SortedFunc(slices.Values(d.rows), func(a, b []string) int { return strings.Compare(a[0], b[0]) })
+	rows := slices.SortedFunc(slices.Values(d.rows), func(a, b []string) int {
+		return strings.Compare(strings.Trim(a[0], "`"), strings.Trim(b[0], "`"))
+	})
 	return table([]string{"Metric", "Kind", "Labels", "Meaning"}, rows), errors.Join(d.problems...)
 }
 
@@ -261,6 +263,7 @@ func TestDescribed(t *testing.T) {
 		prometheus.NewCounterVec(prometheus.CounterOpts(opts("azp_scaler_a_total", "A.")), []string{"pool"}),
 		prometheus.NewGauge(prometheus.GaugeOpts(opts("azp_scaler_c", "C."))),
 		prometheus.NewCounter(prometheus.CounterOpts(opts("azp_scaler_d_total", "D."))),
+		prometheus.NewGauge(prometheus.GaugeOpts(opts("azp_scaler_c_depth", "Sorted after its prefix."))),
 	)
 	got, err := d.table()
 	if err != nil {
@@ -270,6 +273,7 @@ func TestDescribed(t *testing.T) {
 		"| `azp_scaler_a_total` | counter | `pool` | A. |\n" +
 		"| `azp_scaler_b_seconds` | histogram | `pool`, `class` | Say \"b\". |\n" +
 		"| `azp_scaler_c` | gauge |  | C. |\n" +
+		"| `azp_scaler_c_depth` | gauge |  | Sorted after its prefix. |\n" +
 		"| `azp_scaler_d_total` | counter |  | D. |\n"
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("table (-want +got):\n%s", diff)
