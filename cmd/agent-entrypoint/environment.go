@@ -1,0 +1,162 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agent"
+	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
+)
+
+// configuration is what the environment says, for the steps and for main.
+type configuration struct {
+	agent.Settings
+
+	token          azuredevops.Secret
+	tokenFile      string
+	logLevel       slog.Level
+	logText        bool
+	terminationLog string
+}
+
+// variable is one setting of the environment.
+type variable struct {
+	name string
+	// value stands for a variable that is not set or empty.
+	value string
+	// about is what the documentation's table says.
+	about string
+	set   func(c *configuration, value string) error
+}
+
+// variables lists every setting, in the order of the documentation. VSO_AGENT_IGNORE,
+// which the agent program itself reads, passes through and is not among them.
+func variables() []variable {
+	return []variable{
+		{"AZP_URL", "", "URL of the organisation or collection", text(func(c *configuration) *string { return &c.URL })},
+		{"AZP_POOL", "Default", "name of the agent pool", text(func(c *configuration) *string { return &c.Pool })},
+		{"AZP_TOKEN", "", "the pool's token; a file is safer", func(c *configuration, v string) error {
+			c.token = azuredevops.Secret(v)
+			return nil
+		}},
+		{"AZP_TOKEN_FILE", "", "file with the pool's token, read again when it changes; wins over `AZP_TOKEN`", text(func(c *configuration) *string { return &c.tokenFile })},
+		{"AZP_AGENT_NAME", "", "name of the agent in the pool; empty is the host's name", text(func(c *configuration) *string { return &c.AgentName })},
+		{"AZP_WORK", "_work", "the agent's work folder", text(func(c *configuration) *string { return &c.Work })},
+		{"AZP_CA_FILE", "", "PEM file of roots to trust besides the system's, at the same path in every container", text(func(c *configuration) *string { return &c.CAFile })},
+		{"AZP_AGENT_ROOT", "/azp/agent", "folder of the agent program; must be writable", text(func(c *configuration) *string { return &c.Root })},
+		{"AZP_AGENT_SOURCE", "auto", "`image`, `download`, or `auto`: the image's program if there is one", func(c *configuration, v string) error {
+			c.Source = agent.Source(v)
+			return nil
+		}},
+		{"AZP_AGENT_VERSION", "", "version to download; empty is the newest", text(func(c *configuration) *string { return &c.Version })},
+		{"AZP_PLATFORM", "", "platform to download; empty is `linux-x64` or `linux-arm64`, as the entrypoint was built", text(func(c *configuration) *string { return &c.Platform })},
+		{"AZP_HANDOVER_DIR", "/run/azp/handover", "the agent's own files, from configure to run", text(func(c *configuration) *string { return &c.HandoverDir })},
+		{"AZP_REGISTRATION_DIR", "/run/azp/registration", "the agent's id, from configure to remove", text(func(c *configuration) *string { return &c.RegistrationDir })},
+		{"AZP_VERDICT_DIR", "/run/azp/verdict", "what became of a withdrawal, from withdraw to run", text(func(c *configuration) *string { return &c.VerdictDir })},
+		{"AZP_CLAIMED_DIR", "/run/azp/claimed", "the sign of a claimed build, from run to remove", text(func(c *configuration) *string { return &c.ClaimedDir })},
+		{"AZP_GRACE_PERIOD", "1h", "the pod's grace period", duration(func(c *configuration) *time.Duration { return &c.Grace })},
+		{"AZP_REMOVE_SHARE", "60s", "part of the grace period kept for cancelling and removing", duration(func(c *configuration) *time.Duration { return &c.RemoveShare })},
+		{"AZP_WITHDRAW_LIMIT", "30s", "how long the question whether the agent is idle may take", duration(func(c *configuration) *time.Duration { return &c.WithdrawLimit })},
+		{"AZP_CONFIGURE_LIMIT", "2m", "how long registration may take", duration(func(c *configuration) *time.Duration { return &c.ConfigureLimit })},
+		{"AZP_DOWNLOAD_LIMIT", "10m", "how long download and unpacking may take", duration(func(c *configuration) *time.Duration { return &c.DownloadLimit })},
+		{"AZP_HANG_LIMIT", "75s", "how long the agent program may stay after its build's result", duration(func(c *configuration) *time.Duration { return &c.HangLimit })},
+		{"AZP_UPDATE_RESTARTS", "3", "how often the agent program may update itself, and how often it may fail in a way it calls retryable", func(c *configuration, v string) error {
+			n, err := strconv.Atoi(v)
+			if err != nil {
+				return fmt.Errorf("%q is no whole number: give one such as 3", v)
+			}
+			c.UpdateRestarts = n
+			return nil
+		}},
+		{"AZP_IDLE_LIMIT", "0", "without a subcommand: how long to wait for a build; 0 is for ever", duration(func(c *configuration) *time.Duration { return &c.IdleLimit })},
+		{"AZP_PROBE_ADDRESS", ":14300", "where `/started` and `/ready` are answered; `off` is nowhere", text(func(c *configuration) *string { return &c.ProbeAddress })},
+		{"AZP_LOG_LEVEL", "info", "`debug`, `info`, `warn` or `error`", func(c *configuration, v string) error {
+			if err := c.logLevel.UnmarshalText([]byte(v)); err != nil {
+				return fmt.Errorf("%q is no level: give debug, info, warn or error", v)
+			}
+			return nil
+		}},
+		{"AZP_LOG_FORMAT", "json", "`json` or `text`", func(c *configuration, v string) error {
+			if v != "json" && v != "text" {
+				return fmt.Errorf("%q is no format: give json or text", v)
+			}
+			c.logText = v == "text"
+			return nil
+		}},
+		{"AZP_TERMINATION_LOG", "/dev/termination-log", "file for the last words, if it exists", text(func(c *configuration) *string { return &c.terminationLog })},
+	}
+}
+
+// text sets a string.
+func text(field func(*configuration) *string) func(*configuration, string) error {
+	return func(c *configuration, v string) error {
+		*field(c) = v
+		return nil
+	}
+}
+
+// duration sets a length of time in Go's notation.
+func duration(field func(*configuration) *time.Duration) func(*configuration, string) error {
+	return func(c *configuration, v string) error {
+		d, err := time.ParseDuration(v)
+		if err != nil {
+			return fmt.Errorf("%q is no duration: give a number with a unit, such as 90s or 1h", v)
+		}
+		*field(c) = d
+		return nil
+	}
+}
+
+// host is what the settings take from the machine.
+type host struct {
+	name    string
+	uid     int
+	environ []string
+}
+
+// load reads the settings. All that does not parse is in the one error. What a
+// step needs beyond that is for Settings.Validate.
+func load(lookup func(string) (string, bool), on host) (configuration, error) {
+	c := configuration{}
+	c.Environment, c.EffectiveUID = on.environ, on.uid
+	var errs []error
+	for _, v := range variables() {
+		value, _ := lookup(v.name)
+		if value == "" {
+			// Set but empty is not set: a manifest cannot unset what an image sets.
+			value = v.value
+		}
+		if err := v.set(&c, value); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", v.name, err))
+		}
+	}
+	if c.AgentName == "" {
+		c.AgentName = on.name
+	}
+	if c.Platform == "" {
+		c.Platform = platform(runtime.GOARCH)
+	}
+	switch {
+	case c.tokenFile != "":
+		c.Token = azuredevops.FileToken(c.tokenFile)
+	case c.token != "":
+		c.Token = azuredevops.StaticToken(c.token)
+	}
+	return c, errors.Join(errs...)
+}
+
+// platform names the service's package for an architecture of Go's.
+func platform(arch string) string {
+	switch arch {
+	case "amd64":
+		return "linux-x64"
+	case "arm64":
+		return "linux-arm64"
+	default:
+		return ""
+	}
+}
