@@ -58,7 +58,8 @@ func cell(text string) string {
 }
 
 // configurationTable renders the variables of a configuration struct, in the order of its fields, from their tags:
-// envconfig (the variable), desc, and default or required.
+// envconfig (the variable), desc, and default or needed. The tag is not envconfig's own "required", at which it stops with
+// the first variable that is not set.
 func configurationTable(config reflect.Type) (string, error) {
 	var rows [][]string
 	var problems []error
@@ -231,7 +232,7 @@ func TestReplaceSection(t *testing.T) {
 func TestConfigurationTable(t *testing.T) {
 	t.Parallel()
 	type config struct {
-		URL   string `envconfig:"AZP_URL" required:"true" desc:"Where"`
+		URL   string `envconfig:"AZP_URL" needed:"true" desc:"Where"`
 		Limit int    `envconfig:"AZP_LIMIT" default:"3" desc:"This | that"`
 		Extra string `envconfig:"AZP_EXTRA" desc:"Perhaps"`
 		inner int
