@@ -259,6 +259,8 @@ func compareKeys(a, b key) int {
 	return cmp.Or(cmp.Compare(a.pool, b.pool), cmp.Compare(a.id, b.id))
 }
 
-func (a *agent) String() string { return fmt.Sprintf("agent %d %s (pool %s)", a.key.id, a.name, a.key.pool) }
+func (a *agent) String() string {
+	return fmt.Sprintf("agent %d %s (pool %s)", a.key.id, a.name, a.key.pool)
+}
 
 func (r *request) String() string { return fmt.Sprintf("request %d (pool %s)", r.key.id, r.key.pool) }

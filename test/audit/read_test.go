@@ -46,7 +46,7 @@ func TestReadKubeLog(t *testing.T) {
 		count int
 		fails string
 	}{
-		"a write": {text: head + `"stage":"ResponseComplete","objectRef":{"resource":"jobs"},"responseStatus":{"code":201}}` + "\n", count: 1},
+		"a write":                         {text: head + `"stage":"ResponseComplete","objectRef":{"resource":"jobs"},"responseStatus":{"code":201}}` + "\n", count: 1},
 		"an early stage says nothing yet": {text: head + `"stage":"RequestReceived","objectRef":{"resource":"jobs"}}` + "\n"},
 		"a request on no object":          {text: head + `"stage":"ResponseComplete","responseStatus":{"code":200}}` + "\n"},
 		"another log":                     {text: `{"seq":1,"time":"2026-01-02T03:04:05Z","event":"http"}` + "\n", fails: "not an audit event"},
@@ -109,9 +109,9 @@ func TestListObjects(t *testing.T) {
 		"/apis": `{"kind":"APIGroupList","apiVersion":"v1","groups":[{"name":"batch","versions":[{"groupVersion":"batch/v1","version":"v1"}],"preferredVersion":{"groupVersion":"batch/v1","version":"v1"}}]}`,
 		"/api/v1": `{"kind":"APIResourceList","groupVersion":"v1","resources":[{"name":"pods","namespaced":true,"kind":"Pod","verbs":["get","list"]},
 			{"name":"pods/log","namespaced":true,"kind":"Pod","verbs":["get","list"]},{"name":"events","namespaced":true,"kind":"Event","verbs":["list"]},{"name":"bindings","namespaced":true,"kind":"Binding","verbs":["create"]}]}`,
-		"/apis/batch/v1": `{"kind":"APIResourceList","groupVersion":"batch/v1","resources":[{"name":"jobs","namespaced":true,"kind":"Job","verbs":["list"]}]}`,
-		"/api/v1/pods?":  list("one", `,"continue":"more"`, `,"ownerReferences":[{"apiVersion":"batch/v1","kind":"Job","name":"j","uid":"u-j"}],"labels":{"l":"v"}`),
-		"/api/v1/pods?more": list("two", "", `,"deletionTimestamp":"2026-01-02T03:04:05Z"`),
+		"/apis/batch/v1":       `{"kind":"APIResourceList","groupVersion":"batch/v1","resources":[{"name":"jobs","namespaced":true,"kind":"Job","verbs":["list"]}]}`,
+		"/api/v1/pods?":        list("one", `,"continue":"more"`, `,"ownerReferences":[{"apiVersion":"batch/v1","kind":"Job","name":"j","uid":"u-j"}],"labels":{"l":"v"}`),
+		"/api/v1/pods?more":    list("two", "", `,"deletionTimestamp":"2026-01-02T03:04:05Z"`),
 		"/apis/batch/v1/jobs?": list("j", "", ""),
 	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
