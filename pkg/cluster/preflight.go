@@ -1,0 +1,306 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	authorizationv1 "k8s.io/api/authorization/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/version"
+	"k8s.io/client-go/discovery"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
+)
+
+// minimumVersion has native sidecars on by default: the container that takes the
+// registration back must be there before the agent registers and outlive it.
+const minimumVersion = "1.29.0"
+
+// Problem is something that keeps builds from being served as they should.
+type Problem struct {
+	What   string // What is wrong.
+	Where  string // The namespace, or "cluster".
+	Remedy string // What to do about it.
+	// Fatal says that no agent can be made, or none would work. Otherwise something
+	// could not be checked, or is only needed now and then.
+	Fatal  bool
+	Reason agentpool.Reason
+}
+
+// String gives the problem as one line.
+func (p Problem) String() string { return fmt.Sprintf("%s: %s (%s)", p.Where, p.What, p.Remedy) }
+
+// PreflightInput is what Preflight checks the cluster for.
+type PreflightInput struct {
+	// Sample is a Job as it would be made, of a request that does not exist. It is
+	// not created.
+	Sample      *batchv1.Job
+	TokenSecret string
+	TokenKey    string
+	CAConfigMap string // Empty if there is none.
+}
+
+// Preflight looks for everything that would keep a build from being served, with
+// the rights that the scaler has and without changing anything. It tells all
+// problems at once, in a fixed order; none means that the next Job can be made.
+//
+// A namespace that is absent and one in which the scaler has no rights look the
+// same to somebody without rights in the cluster; then the problem says both. An
+// absent ClusterRole goes unseen where the scaler may bind it by name and may not
+// read it: the API server makes such a RoleBinding without looking.
+func (c *Cluster) Preflight(ctx context.Context, in PreflightInput) []Problem {
+	var problems []Problem
+	problems = append(problems, c.checkVersion(ctx)...)
+	agents, usable := c.checkRights(ctx, c.config.Namespace, AgentsRights(in.TokenSecret, in.CAConfigMap))
+	problems = append(problems, agents...)
+	if usable {
+		problems = append(problems, c.checkToken(ctx, in)...)
+		problems = append(problems, c.checkCA(ctx, in)...)
+		problems = append(problems, c.checkJob(ctx, in.Sample)...)
+	}
+	bindings, err := agentjob.RecordedRights(in.Sample)
+	if err != nil {
+		problems = append(problems, Problem{What: err.Error(), Where: "settings", Remedy: "correct the role bindings", Fatal: true, Reason: agentpool.ReasonInvalid})
+	}
+	for _, namespace := range c.targets(bindings) {
+		// What lets the scaler bind a role is shown by trying, below.
+		found, usable := c.checkRights(ctx, namespace, TargetRights(namespace, nil, true))
+		problems = append(problems, found...)
+		if usable {
+			problems = append(problems, c.checkBindings(ctx, namespace, in.Sample)...)
+		}
+	}
+	return problems
+}
+
+// targets gives the target namespaces of settings and sample, each once.
+func (c *Cluster) targets(bindings []agentpool.RoleBinding) []string {
+	namespaces := slices.Clone(c.config.TargetNamespaces)
+	for _, binding := range bindings {
+		namespaces = append(namespaces, binding.Namespace)
+	}
+	slices.Sort(namespaces)
+	return slices.Compact(namespaces)
+}
+
+func (c *Cluster) checkVersion(ctx context.Context) []Problem {
+	call, cancel := c.call(ctx)
+	defer cancel()
+	info, err := discovery.ToServerVersionInterfaceWithContext(c.client.Discovery()).ServerVersionWithContext(call)
+	if err != nil {
+		return []Problem{{What: fmt.Sprintf("the API server's version can't be read: %v", err), Where: "cluster", Remedy: "check that the API server is reachable", Fatal: true, Reason: agentpool.ReasonAPIUnavailable}}
+	}
+	have, err := version.ParseGeneric(info.GitVersion)
+	if err != nil {
+		return []Problem{{What: fmt.Sprintf("the API server's version %q does not parse", info.GitVersion), Where: "cluster", Remedy: "want Kubernetes " + minimumVersion + " or later", Reason: agentpool.ReasonUnknown}}
+	}
+	if have.LessThan(version.MustParseGeneric(minimumVersion)) {
+		return []Problem{{
+			What:  fmt.Sprintf("Kubernetes %s has no native sidecars, which take an agent's registration back", info.GitVersion),
+			Where: "cluster", Remedy: "upgrade the cluster to " + minimumVersion + " or later", Fatal: true, Reason: agentpool.ReasonInvalid,
+		}}
+	}
+	return nil
+}
+
+// checkRights asks for every right in a namespace. usable says that at least one
+// is there, so that looking further makes sense.
+func (c *Cluster) checkRights(ctx context.Context, namespace string, rights []Right) (problems []Problem, usable bool) {
+	var missing []string
+	asked := 0
+	for _, right := range rights {
+		for _, verb := range right.Verbs {
+			names := right.Names
+			if len(names) == 0 {
+				names = []string{""}
+			}
+			for _, name := range names {
+				asked++
+				allowed, err := c.may(ctx, namespace, verb, right.Group, right.Resource, name)
+				if err != nil {
+					return []Problem{{What: fmt.Sprintf("the scaler's rights can't be checked: %v", err), Where: "namespace " + namespace, Remedy: "check that the API server is reachable", Fatal: true, Reason: agentpool.ReasonAPIUnavailable}}, false
+				}
+				if !allowed {
+					missing = append(missing, strings.TrimSpace(verb+" "+right.Resource+" "+name))
+				}
+			}
+		}
+	}
+	switch len(missing) {
+	case 0:
+		return nil, true
+	case asked:
+		return []Problem{c.noRights(ctx, namespace)}, false
+	default:
+		return []Problem{{
+			What:   "the scaler lacks rights: " + strings.Join(missing, ", "),
+			Where:  "namespace " + namespace,
+			Remedy: "apply the Role and RoleBinding of deploy/kustomize/base there",
+			Fatal:  true, Reason: agentpool.ReasonForbidden,
+		}}, true
+	}
+}
+
+// noRights tells an absent namespace from one in which the scaler may do nothing,
+// where it may ask.
+func (c *Cluster) noRights(ctx context.Context, namespace string) Problem {
+	err := c.bounded(ctx, func(ctx context.Context) error {
+		_, err := c.client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+		return err
+	})
+	p := Problem{Where: "namespace " + namespace, Fatal: true, Reason: agentpool.ReasonForbidden}
+	switch {
+	case apierrors.IsNotFound(err):
+		p.What, p.Reason = "the namespace does not exist", agentpool.ReasonMissingObject
+		p.Remedy = "create it and apply the scaler's Role and RoleBinding there, or correct the setting"
+	case err == nil:
+		p.What, p.Remedy = "the scaler has no rights there", "apply the Role and RoleBinding of deploy/kustomize/base there"
+	default:
+		p.What = "the namespace does not exist, or the scaler has no rights there"
+		p.Remedy = "create it if it is missing, and apply the Role and RoleBinding of deploy/kustomize/base there; or correct the setting"
+	}
+	return p
+}
+
+func (c *Cluster) may(ctx context.Context, namespace, verb, group, resource, name string) (bool, error) {
+	var review *authorizationv1.SelfSubjectAccessReview
+	err := c.bounded(ctx, func(ctx context.Context) (err error) {
+		review, err = c.client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authorizationv1.SelfSubjectAccessReview{
+			Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{
+				Namespace: namespace, Verb: verb, Group: group, Resource: resource, Name: name,
+			}},
+		}, metav1.CreateOptions{})
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	return review.Status.Allowed, nil
+}
+
+func (c *Cluster) checkToken(ctx context.Context, in PreflightInput) []Problem {
+	var secret *corev1.Secret
+	err := c.bounded(ctx, func(ctx context.Context) (err error) {
+		secret, err = c.client.CoreV1().Secrets(c.config.Namespace).Get(ctx, in.TokenSecret, metav1.GetOptions{})
+		return err
+	})
+	where := "namespace " + c.config.Namespace
+	remedy := fmt.Sprintf("kubectl create secret generic %s --namespace %s --from-file=%s=FILE", in.TokenSecret, c.config.Namespace, in.TokenKey)
+	switch {
+	case apierrors.IsNotFound(err):
+		return []Problem{{What: fmt.Sprintf("the Secret %q with the agents' token does not exist", in.TokenSecret), Where: where, Remedy: remedy, Fatal: true, Reason: agentpool.ReasonMissingObject}}
+	case apierrors.IsForbidden(err):
+		// The missing right has been told already.
+		return nil
+	case err != nil:
+		return []Problem{{What: fmt.Sprintf("the Secret %q can't be read: %v", in.TokenSecret, err), Where: where, Remedy: "check that the API server is reachable", Reason: ReasonOf(fail("get", "Secret", c.config.Namespace, in.TokenSecret, err))}}
+	case len(secret.Data[in.TokenKey]) == 0:
+		return []Problem{{What: fmt.Sprintf("the Secret %q has no key %q, or an empty one", in.TokenSecret, in.TokenKey), Where: where, Remedy: remedy, Fatal: true, Reason: agentpool.ReasonMissingObject}}
+	}
+	return nil
+}
+
+func (c *Cluster) checkCA(ctx context.Context, in PreflightInput) []Problem {
+	if in.CAConfigMap == "" {
+		return nil
+	}
+	const key = "ca.crt"
+	var bundle *corev1.ConfigMap
+	err := c.bounded(ctx, func(ctx context.Context) (err error) {
+		bundle, err = c.client.CoreV1().ConfigMaps(c.config.Namespace).Get(ctx, in.CAConfigMap, metav1.GetOptions{})
+		return err
+	})
+	where := "namespace " + c.config.Namespace
+	remedy := fmt.Sprintf("kubectl create configmap %s --namespace %s --from-file=%s=FILE", in.CAConfigMap, c.config.Namespace, key)
+	switch {
+	case apierrors.IsNotFound(err):
+		return []Problem{{What: fmt.Sprintf("the ConfigMap %q with the CA certificate does not exist", in.CAConfigMap), Where: where, Remedy: remedy, Fatal: true, Reason: agentpool.ReasonMissingObject}}
+	case apierrors.IsForbidden(err):
+		return nil
+	case err != nil:
+		return []Problem{{What: fmt.Sprintf("the ConfigMap %q can't be read: %v", in.CAConfigMap, err), Where: where, Remedy: "check that the API server is reachable", Reason: ReasonOf(fail("get", "ConfigMap", c.config.Namespace, in.CAConfigMap, err))}}
+	case bundle.Data[key] == "":
+		return []Problem{{What: fmt.Sprintf("the ConfigMap %q has no key %q", in.CAConfigMap, key), Where: where, Remedy: remedy, Fatal: true, Reason: agentpool.ReasonMissingObject}}
+	}
+	return nil
+}
+
+// checkJob has the API server look at a Job as it would be made: its own rules,
+// admission policies and the quota of Jobs.
+func (c *Cluster) checkJob(ctx context.Context, sample *batchv1.Job) []Problem {
+	err := c.bounded(ctx, func(ctx context.Context) error {
+		_, err := c.client.BatchV1().Jobs(c.config.Namespace).Create(ctx, sample, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}, FieldManager: component})
+		return err
+	})
+	if err == nil || apierrors.IsAlreadyExists(err) {
+		return nil
+	}
+	return []Problem{problem("a Job of the class can't be made", c.config.Namespace, fail("create", kindJob, c.config.Namespace, sample.Name, err))}
+}
+
+// checkBindings tries to give a build its roles in one namespace. To try is the
+// only honest check: the API server decides by the verb bind, or by whether the
+// scaler holds all that the role gives.
+func (c *Cluster) checkBindings(ctx context.Context, namespace string, sample *batchv1.Job) []Problem {
+	// What is wrong with the record has been told already.
+	bindings, _ := agentjob.RoleBindings(sample)
+	var problems []Problem
+	for _, binding := range bindings {
+		if binding.Namespace != namespace {
+			continue
+		}
+		what := fmt.Sprintf("builds can't be given the %s %q", binding.RoleRef.Kind, binding.RoleRef.Name)
+		err := c.bounded(ctx, func(ctx context.Context) error {
+			_, err := c.client.RbacV1().RoleBindings(namespace).Create(ctx, binding, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}, FieldManager: component})
+			return err
+		})
+		if err == nil || apierrors.IsAlreadyExists(err) {
+			err = c.checkRole(ctx, binding)
+		}
+		if err != nil {
+			problems = append(problems, problem(what, namespace, fail("create", kindRoleBinding, namespace, binding.Name, err)))
+		}
+	}
+	return problems
+}
+
+// checkRole looks whether the role is there, as far as the scaler may see.
+func (c *Cluster) checkRole(ctx context.Context, binding *rbacv1.RoleBinding) error {
+	err := c.bounded(ctx, func(ctx context.Context) error {
+		var err error
+		if binding.RoleRef.Kind == "Role" {
+			_, err = c.client.RbacV1().Roles(binding.Namespace).Get(ctx, binding.RoleRef.Name, metav1.GetOptions{})
+		} else {
+			_, err = c.client.RbacV1().ClusterRoles().Get(ctx, binding.RoleRef.Name, metav1.GetOptions{})
+		}
+		return err
+	})
+	if apierrors.IsForbidden(err) {
+		return nil
+	}
+	return err
+}
+
+// problem makes a problem of an error of this package.
+func problem(what, namespace string, err error) Problem {
+	p := Problem{What: fmt.Sprintf("%s: %v", what, err), Where: "namespace " + namespace, Fatal: true, Reason: ReasonOf(err), Remedy: "try again"}
+	var failure *Error
+	if errors.As(err, &failure) {
+		p.What = what
+		if failure.Err != nil {
+			p.What += ": " + failure.Err.Error()
+		}
+		if failure.Remedy != "" {
+			p.Remedy = failure.Remedy
+		}
+	}
+	return p
+}

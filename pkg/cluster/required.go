@@ -1,0 +1,66 @@
+package cluster
+
+import (
+	"slices"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
+)
+
+// Right is one right that the scaler needs in a namespace.
+type Right struct {
+	Group    string // Empty for the core group.
+	Resource string
+	Names    []string // Empty for every name.
+	Verbs    []string
+	Why      string
+}
+
+// AgentsRights are those needed in the agents' namespace. caConfigMap may be
+// empty. The token's Secret is read by its name alone, to tell before the first
+// build that it or its key is missing.
+func AgentsRights(tokenSecret, caConfigMap string) []Right {
+	rights := []Right{
+		{Group: "batch", Resource: "jobs", Verbs: []string{"get", "list", "watch", "create", "patch", "delete"}, Why: "one Job for each queued build; patch lets a suspended one run and marks one whose rights have ended"},
+		{Resource: "pods", Verbs: []string{"list", "watch", "delete"}, Why: "how far each agent is; delete ends one that has not started"},
+		{Resource: "serviceaccounts", Verbs: []string{"get", "list", "create", "delete"}, Why: "one ServiceAccount for each build, taken away when it ends; list finds what a crash left"},
+		{Resource: "events", Verbs: []string{"list", "watch", "create", "patch"}, Why: "why a pod does not start; what the scaler reports on a Job, where patch counts repeats"},
+		{Resource: "secrets", Names: []string{tokenSecret}, Verbs: []string{"get"}, Why: "tells that the agents' token or its key is missing"},
+	}
+	if caConfigMap != "" {
+		rights = append(rights, Right{Resource: "configmaps", Names: []string{caConfigMap}, Verbs: []string{"get"}, Why: "tells that the CA certificate for the agents is missing"})
+	}
+	return rights
+}
+
+// TargetRights are those needed in one target namespace to give builds the
+// bindings that lie in it. bind says that the roles are given by the verb bind;
+// otherwise the scaler's ServiceAccount holds them itself.
+func TargetRights(namespace string, bindings []agentpool.RoleBinding, bind bool) []Right {
+	const group = "rbac.authorization.k8s.io"
+	rights := []Right{{Group: group, Resource: "rolebindings", Verbs: []string{"get", "list", "create", "delete"}, Why: "one RoleBinding for each build and role, taken away when the build ends; list finds what a crash left"}}
+	names := map[string][]string{}
+	for _, binding := range bindings {
+		if binding.Namespace == namespace && !slices.Contains(names[binding.Kind], binding.Name) {
+			names[binding.Kind] = append(names[binding.Kind], binding.Name)
+		}
+	}
+	for _, kind := range []string{"ClusterRole", "Role"} {
+		if len(names[kind]) == 0 {
+			continue
+		}
+		slices.Sort(names[kind])
+		right := Right{Group: group, Resource: resourceOf(kind), Names: names[kind], Why: "gives builds this role and no other"}
+		if bind {
+			right.Verbs = []string{"bind"}
+		}
+		if kind == "Role" {
+			// A ClusterRole can only be read with a right in the whole cluster.
+			right.Verbs = append([]string{"get"}, right.Verbs...)
+			right.Why += "; get tells that it is missing"
+		}
+		if len(right.Verbs) > 0 {
+			rights = append(rights, right)
+		}
+	}
+	return rights
+}
