@@ -83,13 +83,16 @@ func InstanceID(orgURL, pool, namespace, release string) string {
 // in the pool too. It is a DNS label of at most 63 characters for every id that
 // the service can give.
 func JobName(instance string, poolID int, requestID int64, n int) string {
-	return fmt.Sprintf("%s-%s-%d-%d-%d", namePrefix, instance, poolID, requestID, n)
+	return fmt.Sprintf("%s%d-%d-%d", NamePrefix(instance), poolID, requestID, n)
 }
+
+// NamePrefix begins the name of every Job, and so of every agent, of an instance.
+func NamePrefix(instance string) string { return namePrefix + "-" + instance + "-" }
 
 // ParseJobName takes a name of this instance apart. Only what JobName itself
 // would have written is recognised.
 func ParseJobName(instance, name string) (poolID int, requestID int64, n int, ok bool) {
-	rest, found := strings.CutPrefix(name, namePrefix+"-"+instance+"-")
+	rest, found := strings.CutPrefix(name, NamePrefix(instance))
 	if !found {
 		return 0, 0, 0, false
 	}

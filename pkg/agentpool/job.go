@@ -184,5 +184,5 @@ func (j AgentJob) Failed() bool {
 // ReasonedError is an error that knows which Reason it stands for.
 type ReasonedError interface {
 	error
-	FailureReason() Reason
+	Reason() Reason
 }

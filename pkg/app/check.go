@@ -25,20 +25,26 @@ func (a *App) Check(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	lines := []string{fmt.Sprintf("ok    pool %s (id %d) at %s", pool.Name, pool.ID, a.config.URL)}
-	blocked := k.Check(ctx)
+	wrong := false
 	for _, name := range slices.Sorted(maps.Keys(k.classes)) {
-		if why, wrong := blocked[name]; wrong {
-			lines = append(lines, fmt.Sprintf("WRONG class %s: %s", name, why))
-			continue
+		problems := k.problems(ctx, name)
+		for _, problem := range problems {
+			mark := "note "
+			if problem.Fatal {
+				mark, wrong = "WRONG", true
+			}
+			lines = append(lines, fmt.Sprintf("%s class %s: %s", mark, name, problem))
 		}
-		lines = append(lines, fmt.Sprintf("ok    class %s in namespace %s", name, a.config.Namespace))
+		if len(problems) == 0 {
+			lines = append(lines, fmt.Sprintf("ok    class %s in namespace %s", name, a.config.Namespace))
+		}
 	}
 	for _, line := range lines {
 		if _, err := fmt.Fprintln(w, line); err != nil {
 			return err
 		}
 	}
-	if len(blocked) > 0 {
+	if wrong {
 		return ErrCheck
 	}
 	return ctx.Err()

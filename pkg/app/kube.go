@@ -7,7 +7,6 @@ import (
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
-	corev1 "k8s.io/api/core/v1"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
@@ -68,37 +67,38 @@ func (k kube) Sweep(ctx context.Context, grace time.Duration) (map[string]int, e
 
 // Report implements scaler.Cluster.
 func (k kube) Report(job agentpool.AgentJob, warning bool, reason, message string) {
-	kind := corev1.EventTypeNormal
-	if warning {
-		kind = corev1.EventTypeWarning
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), reportTimeout)
-	defer cancel()
-	k.RecordEvent(ctx, job, kind, reason, message)
+	k.RecordEvent(job, warning, reason, message)
 }
-
-// reportTimeout bounds an Event, which nothing waits for.
-const reportTimeout = 5 * time.Second
 
 // Check implements scaler.Cluster.
 func (k kube) Check(ctx context.Context) map[string]string {
 	blocked := map[string]string{}
-	for name, of := range k.classes {
-		sample, err := agentjob.Build(k.settings, of.AgentClass, of.template, agentpool.JobRequest{ID: 1, PoolID: k.settings.Identity.Pool.ID}, 0, 0)
-		if err != nil {
-			blocked[name] = err.Error()
-			continue
-		}
+	for name := range k.classes {
 		var texts []string
-		for _, problem := range k.Preflight(ctx, cluster.PreflightInput{
-			Job: sample, RoleBindings: of.RoleBindings,
-			TokenSecret: k.settings.TokenSecret, CAConfigMap: k.settings.CAConfigMap,
-		}) {
-			texts = append(texts, fmt.Sprintf("%s (%s): %s", problem.What, problem.Where, problem.Remedy))
+		for _, problem := range k.problems(ctx, name) {
+			if problem.Fatal {
+				texts = append(texts, problem.String())
+			}
 		}
 		if len(texts) > 0 {
 			blocked[name] = strings.Join(texts, "; ")
 		}
 	}
 	return blocked
+}
+
+// problems tells what keeps a class from being served as it should.
+func (k kube) problems(ctx context.Context, name string) []cluster.Problem {
+	of := k.classes[name]
+	// A request that does not exist: no Job is made of it.
+	request := agentpool.JobRequest{ID: 1, PoolID: k.settings.Identity.Pool.ID}
+	sample, err := agentjob.Build(k.settings, of.AgentClass, of.template, request, 0, 0)
+	if err != nil {
+		return []cluster.Problem{{
+			What: err.Error(), Where: "class " + name, Remedy: "correct the class", Fatal: true, Reason: agentpool.ReasonInvalid,
+		}}
+	}
+	return k.Preflight(ctx, cluster.PreflightInput{
+		Sample: sample, TokenSecret: k.settings.TokenSecret, TokenKey: k.settings.TokenKey, CAConfigMap: k.settings.CAConfigMap,
+	})
 }

@@ -224,7 +224,7 @@ func reasonOf(err error) agentpool.Reason {
 	var reasoned agentpool.ReasonedError
 	switch {
 	case errors.As(err, &reasoned):
-		return reasoned.FailureReason()
+		return reasoned.Reason()
 	case errors.Is(err, context.DeadlineExceeded):
 		return agentpool.ReasonAPIUnavailable
 	default:

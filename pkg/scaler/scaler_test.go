@@ -233,8 +233,8 @@ func TestUnseenWrites(t *testing.T) {
 // refusal is an error of the cluster that knows its reason.
 type refusal struct{ reason agentpool.Reason }
 
-func (r refusal) Error() string                   { return "refused: " + string(r.reason) }
-func (r refusal) FailureReason() agentpool.Reason { return r.reason }
+func (r refusal) Error() string            { return "refused: " + string(r.reason) }
+func (r refusal) Reason() agentpool.Reason { return r.reason }
 
 func TestJobThatCannotBeMade(t *testing.T) {
 	m := newModel(1)
