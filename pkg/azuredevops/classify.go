@@ -56,7 +56,7 @@ type problem struct {
 // problemOf reads the description, if there is one.
 func problemOf(r reply) (problem, bool) {
 	var p problem
-	if json.Unmarshal(bytes.TrimPrefix(r.body, byteOrderMark), &p) == nil {
+	if json.Unmarshal(trimMark(r.body), &p) == nil {
 		if p.Message == "" {
 			p.Message = p.Value.Message
 		}
@@ -133,7 +133,7 @@ func (e *Error) checkContent(r reply, files bool) *Error {
 	if files || r.status == http.StatusNoContent {
 		return nil
 	}
-	content := bytes.TrimLeft(bytes.TrimPrefix(r.body, byteOrderMark), " \t\r\n")
+	content := bytes.TrimLeft(trimMark(r.body), " \t\r\n")
 	mediaType, _, _ := mime.ParseMediaType(r.header.Get("Content-Type"))
 	html := strings.Contains(mediaType, "html") || bytes.HasPrefix(content, []byte("<"))
 	switch {

@@ -3,6 +3,7 @@ package azuredevops
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -128,8 +129,8 @@ func cutBody(text string) http.HandlerFunc {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Content-Length", "100000")
 		_, _ = w.Write([]byte(text))
-		if f, ok := w.(http.Flusher); ok {
-			f.Flush()
+		if err := http.NewResponseController(w).Flush(); err != nil {
+			panic(err)
 		}
 		panic(http.ErrAbortHandler)
 	}
@@ -198,7 +199,7 @@ func TestUnreachable(t *testing.T) {
 func TestUntrustedCertificate(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewUnstartedServer(http.NotFoundHandler())
-	server.Config.ErrorLog = quiet()
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	server.StartTLS()
 	defer server.Close()
 	recorder := &recording{}
@@ -248,7 +249,7 @@ func TestServiceHangs(t *testing.T) {
 				if start != "" {
 					w.Header().Set("Content-Type", "application/json")
 					_, _ = w.Write([]byte(start))
-					w.(http.Flusher).Flush()
+					flush(t, w)
 				}
 				<-r.Context().Done()
 			}, func(c *Config) { c.Timeout, c.Recorder = 200*time.Millisecond, recorder })

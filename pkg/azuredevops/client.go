@@ -1,7 +1,6 @@
 package azuredevops
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -159,7 +158,7 @@ func one[T any](ctx context.Context, c *Client, r request) (T, error) {
 func (c *Client) decode(r request, resp *http.Response, value any) error {
 	body, err := io.ReadAll(resp.Body)
 	if err == nil {
-		err = json.Unmarshal(bytes.TrimPrefix(body, byteOrderMark), value)
+		err = json.Unmarshal(trimMark(body), value)
 	}
 	if err != nil {
 		return c.broken(r, resp, err)

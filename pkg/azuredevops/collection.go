@@ -20,7 +20,7 @@ const (
 )
 
 // byteOrderMark may lead an answer.
-var byteOrderMark = []byte("\xef\xbb\xbf") //nolint:gochecknoglobals // A constant that Go cannot spell.
+const byteOrderMark = "\ufeff"
 
 var (
 	errPage       = errors.New("a page, not JSON")
@@ -91,7 +91,7 @@ type scanner struct {
 
 // start takes the answer's opening brace.
 func (s *scanner) start() error {
-	if mark, err := s.r.Peek(len(byteOrderMark)); err == nil && bytes.Equal(mark, byteOrderMark) {
+	if mark, err := s.r.Peek(len(byteOrderMark)); err == nil && string(mark) == byteOrderMark {
 		if _, err := s.r.Discard(len(byteOrderMark)); err != nil {
 			return err
 		}
@@ -272,23 +272,58 @@ func (s *scanner) nested(first byte, k *keeper) error {
 	return nil
 }
 
-// text takes the rest of a string.
+// text takes the rest of a string, a buffer at a time: strings are most of an
+// answer.
 func (s *scanner) text(k *keeper) error {
 	escaped := false
 	for {
-		b, err := s.r.ReadByte()
+		chunk, err := s.buffered()
 		if err != nil {
-			return midway(err)
+			return err
 		}
-		k.add(b)
-		switch {
-		case escaped:
-			escaped = false
-		case b == '\\':
-			escaped = true
-		case b == '"':
+		n, ended := textEnd(chunk, &escaped)
+		k.add(chunk[:n]...)
+		if _, err := s.r.Discard(n); err != nil {
+			return err
+		}
+		if ended {
 			return nil
 		}
+	}
+}
+
+// buffered gives what can be looked at without reading on, at least one byte.
+func (s *scanner) buffered() ([]byte, error) {
+	if _, err := s.r.Peek(1); err != nil {
+		return nil, midway(err)
+	}
+	return s.r.Peek(s.r.Buffered())
+}
+
+// textEnd finds how much of a chunk belongs to a string that is open where the
+// chunk begins, and whether it ends there. escaped says that the chunk's first
+// byte, or then the next chunk's, follows a backslash.
+func textEnd(chunk []byte, escaped *bool) (n int, ended bool) {
+	for {
+		if *escaped {
+			if n == len(chunk) {
+				return n, false
+			}
+			n, *escaped = n+1, false
+		}
+		rest := chunk[n:]
+		quote := bytes.IndexByte(rest, '"')
+		if quote >= 0 {
+			rest = rest[:quote]
+		}
+		if slash := bytes.IndexByte(rest, '\\'); slash >= 0 {
+			n, *escaped = n+slash+1, true
+			continue
+		}
+		if quote < 0 {
+			return len(chunk), false
+		}
+		return n + quote + 1, true
 	}
 }
 
@@ -318,12 +353,12 @@ type keeper struct {
 	over  bool
 }
 
-func (k *keeper) add(b byte) {
+func (k *keeper) add(b ...byte) {
 	switch {
 	case k.to == nil || k.over:
-	case len(*k.to) >= k.limit:
+	case len(*k.to)+len(b) > k.limit:
 		k.over = true
 	default:
-		*k.to = append(*k.to, b)
+		*k.to = append(*k.to, b...)
 	}
 }

@@ -198,7 +198,7 @@ func ParseURL(text string) (*url.URL, error) {
 // loadRoots gives the system's roots and those of the file.
 func loadRoots(path string) (*x509.CertPool, error) {
 	if path == "" {
-		return nil, nil //nolint:nilnil // No pool means the system's.
+		return nil, nil // No pool means the system's.
 	}
 	pem, err := os.ReadFile(path)
 	if err != nil {

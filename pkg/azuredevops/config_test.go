@@ -2,7 +2,6 @@ package azuredevops
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -10,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -92,11 +92,11 @@ func TestOwnCA(t *testing.T) {
 
 func TestPlainHTTPIsWarnedOf(t *testing.T) {
 	t.Parallel()
-	for url, want := range map[string]bool{"http://tfs.local/acme": true, "http://127.0.0.1/acme": false, "http://localhost/acme": false, "http://[::1]/acme": false, "https://tfs.local/acme": false} {
+	for address, want := range map[string]bool{"http://tfs.local/acme": true, "http://127.0.0.1/acme": false, "http://localhost/acme": false, "http://[::1]/acme": false, "https://tfs.local/acme": false} {
 		var log bytes.Buffer
-		newClient(t, url, func(c *Config) { c.Logger = logTo(&log) })
+		newClient(t, address, func(c *Config) { c.Logger = logTo(&log) })
 		if got := strings.Contains(log.String(), "without encryption"); got != want {
-			t.Errorf("%s: logged %q", url, log.String())
+			t.Errorf("%s: logged %q", address, log.String())
 		}
 	}
 }
@@ -112,11 +112,11 @@ func TestTokenIsForTheServiceAlone(t *testing.T) {
 		"https://dev.azure.com/x": true, "https://DEV.azure.com:443/x": true, "http://dev.azure.com/x": false,
 		"https://dev.azure.com:444/x": false, "https://dev.azure.com.evil.test/x": false, "https://azure.com/x": false,
 	} {
-		u, err := http.NewRequest(http.MethodGet, text, http.NoBody)
+		u, err := url.Parse(text)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := sameOrigin(u.URL, base); got != want {
+		if got := sameOrigin(u, base); got != want {
 			t.Errorf("%s: %t", text, got)
 		}
 	}
@@ -131,7 +131,7 @@ func TestSecretNeverPrints(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := FileToken(path)
-	if got, err := file.Token(context.Background()); err != nil || got.Reveal() != secret {
+	if got, err := file.Token(t.Context()); err != nil || got.Reveal() != secret {
 		t.Fatalf("%v, %v", got.Reveal(), err)
 	}
 	type holder struct {

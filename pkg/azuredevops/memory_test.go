@@ -19,17 +19,21 @@ const (
 )
 
 // manyRows answers a list of queued and finished requests, each of the queued
-// matching a hundred agents, without holding it. It must allocate next to nothing,
+// matching that many agents, without holding it. It must allocate next to nothing,
 // since it shares the heap that is measured.
-func manyRows(queued, finished int) http.HandlerFunc {
+func manyRows(queued, finished, matched int) http.HandlerFunc {
 	var agents []string
-	for i := range 100 {
+	for i := range matched {
 		agents = append(agents, fmt.Sprintf(`{"_links":{"self":{"href":"https://dev.azure.com/acme/_apis/distributedtask/pools/5/agents/%[1]d"}},"id":%[1]d,"name":"azp-0a1b2c3d-5-%[1]d-0","version":"4.248.0","osDescription":"Linux 6.1.0 #1 SMP","enabled":true,"status":"online","provisioningState":"Provisioned"}`, i+1))
 	}
 	const head = `"queueTime":"2026-01-02T03:04:05.1234567Z","serviceOwner":"00025394-6065-48ca-87d9-7f5672854ef7","hostId":"11111111-2222-3333-4444-555555555555","scopeId":"11111111-2222-3333-4444-555555555555","planType":"Build","planId":"11111111-2222-3333-4444-555555555555","jobId":"11111111-2222-3333-4444-555555555555","demands":["npm","Agent.Version -gtVersion 2.182.1"],"definition":{"id":3,"name":"app","_links":{"web":{"href":"https://dev.azure.com/acme/_build?definitionId=3"}}},"data":{"ParallelismTag":"Private"},"poolId":5,"priority":0`
 	waiting := []byte("," + head + `,"matchedAgents":[` + strings.Join(agents, ",") + `]}`)
 	done := []byte("," + head + `,"result":"succeeded","finishTime":"2026-01-02T03:14:05Z","reservedAgent":{"id":8,"name":"a8"}}`)
-	return func(w http.ResponseWriter, _ *http.Request) {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if !strings.Contains(r.URL.Path, "/pools/5/") {
+			answerJSON(w, 200, emptyList)
+			return
+		}
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = fmt.Fprintf(w, `{"count":%d,"value":[`, queued+finished)
 		var row []byte
@@ -83,13 +87,16 @@ func pollHeap(t testing.TB, c *Client) (peak int64, waiting int, stats RequestSt
 }
 
 // TestPollMemoryIsFlat holds the bound for 2,000 queued among 50,000 historic rows,
-// though they are not even asked for, and for an answer of a million finished rows
+// though they are not even asked for, and for an answer of nothing but finished rows
 // that it does not grow with their number. It is not parallel: it measures the heap
 // of the process.
 func TestPollMemoryIsFlat(t *testing.T) {
-	for _, test := range []struct{ queued, finished int }{{2000, 0}, {2000, 50_000}, {1, 300_000}} {
-		c := newService(t, manyRows(test.queued, test.finished))
-		pollHeap(t, c) // What is there once: connection, routes, buffers.
+	for _, test := range []struct{ queued, finished int }{{2000, 0}, {2000, 50_000}, {1, 100_000}} {
+		c := newService(t, manyRows(test.queued, test.finished, 25))
+		// What is there once: connection, routes, buffers.
+		if _, err := c.JobRequests(t.Context(), 1, func(agentpool.JobRequest) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
 		peak, waiting, stats := pollHeap(t, c)
 		if waiting != test.queued || stats.Rows != test.queued+test.finished {
 			t.Errorf("%d waiting of %d rows, want %+v", waiting, stats.Rows, test)
@@ -107,7 +114,7 @@ func TestPollMemoryIsFlat(t *testing.T) {
 func BenchmarkPoll(b *testing.B) {
 	for name, finished := range map[string]int{"queued=2000": 0, "queued=2000,historic=50000": 50_000} {
 		b.Run(name, func(b *testing.B) {
-			c := newService(b, manyRows(2000, finished))
+			c := newService(b, manyRows(2000, finished, 100))
 			b.ReportAllocs()
 			var highest int64
 			for b.Loop() {

@@ -150,7 +150,7 @@ type failingWriter struct{ err error }
 
 func (w failingWriter) Write([]byte) (int, error) { return 0, w.err }
 
-// TestDownloadStays refuses a redirect that gives up encryption.
+// TestDownloadStaysEncrypted refuses a redirect that gives up encryption.
 func TestDownloadStaysEncrypted(t *testing.T) {
 	t.Parallel()
 	plain := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("went there") }))
@@ -178,7 +178,7 @@ func TestDownloadThatStalls(t *testing.T) {
 		defer tick.Stop()
 		for range pieces {
 			_, _ = io.WriteString(w, "x")
-			w.(http.Flusher).Flush()
+			flush(t, w)
 			if stall.Load() {
 				<-r.Context().Done()
 				return

@@ -1,7 +1,6 @@
 package azuredevops
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,7 +31,7 @@ func checkRoutes(body []byte) ([]byte, error) {
 		Count int               `json:"count"`
 		Value []json.RawMessage `json:"value"`
 	}
-	if err := json.Unmarshal(bytes.TrimPrefix(body, byteOrderMark), &answer); err != nil {
+	if err := json.Unmarshal(trimMark(body), &answer); err != nil {
 		return nil, err
 	}
 	missing := []string{locationPools, locationAgents, locationJobRequests, locationPackages}

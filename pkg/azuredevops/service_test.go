@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -139,6 +138,14 @@ func (r *recording) seen() []string {
 	return append([]string(nil), r.requests...)
 }
 
+// flush sends what has been written.
+func flush(t testing.TB, w http.ResponseWriter) {
+	t.Helper()
+	if err := http.NewResponseController(w).Flush(); err != nil {
+		t.Errorf("flush: %v", err)
+	}
+}
+
 // logTo gives a logger that writes to a buffer.
 func logTo(buffer *bytes.Buffer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(buffer, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -153,6 +160,3 @@ func poll(ctx context.Context, c *Client) ([]agentpool.JobRequest, RequestStats,
 	})
 	return all, stats, err
 }
-
-// quiet takes a test server's complaints about clients that do not trust it.
-func quiet() *log.Logger { return log.New(io.Discard, "", 0) }

@@ -280,7 +280,7 @@ func hideSecret(e *Error, secret Secret) *Error {
 // attempt when it is closed.
 type streamBody struct {
 	io.ReadCloser
-	ctx      context.Context //nolint:containedctx // The body's life is the attempt's.
+	ctx      context.Context // The attempt's, whose end says why reading failed.
 	done     func(*Error)
 	progress func()
 	failed   *Error

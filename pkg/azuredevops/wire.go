@@ -9,6 +9,9 @@ import (
 	"time"
 )
 
+// trimMark drops a byte order mark at the start.
+func trimMark(text []byte) []byte { return bytes.TrimPrefix(text, []byte(byteOrderMark)) }
+
 // stamp is a point in time as the service writes it: RFC 3339 with 0 to 7 fraction
 // digits. The service's empty time, of the year 1 and without a zone, is zero here.
 type stamp struct{ time.Time }
