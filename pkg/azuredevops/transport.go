@@ -254,9 +254,10 @@ func (t *transport) readWhole(ctx context.Context, resp *http.Response, c call) 
 	return nil
 }
 
-// cut classifies a body that ended early.
+// cut classifies a body that ended early, be it that the connection was closed or
+// reset: an answer had begun, so the service is there.
 func cut(ctx context.Context, err error) *Error {
-	if errors.Is(err, io.ErrUnexpectedEOF) && ctx.Err() == nil {
+	if ctx.Err() == nil {
 		return &Error{Kind: ErrUnexpectedAnswer, Message: "the answer was cut short", Err: err, retry: true}
 	}
 	return failed(ctx, err)
