@@ -13,6 +13,9 @@ GO ?= go
 # -trimpath makes builds reproducible and lets all of them, the test cluster's included, share one build cache;
 # without the commit stamped in, a commit alone does not rebuild what the tests and the demo use.
 export GOFLAGS := -trimpath -buildvcs=false
+# Without cgo for the same reason: so the cluster is built, and the images need static programs anyway.
+# Only the race detector wants it.
+export CGO_ENABLED := 0
 
 CACHE     := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/azp-scaler
 OUT       := out
@@ -52,19 +55,19 @@ test: test-unit test-e2e ## Run every test: unit and integration, then end to en
 .PHONY: test-unit
 test-unit: $(GOTESTSUM) need-cc ## Run the tests that need no cluster, with the race detector.
 	@packages="$(UNIT)"; \
-	$(GOTESTSUM) --format $(TEST_FORMAT) -- -race -timeout $(UNIT_TIMEOUT) $(TEST_FLAGS) $$packages
+	CGO_ENABLED=1 $(GOTESTSUM) --format $(TEST_FORMAT) -- -race -timeout $(UNIT_TIMEOUT) $(TEST_FLAGS) $$packages
 
 # One package at a time: each starts a cluster of its own.
 .PHONY: test-e2e
 test-e2e: $(GOTESTSUM) need-cc ## Run the tests on the cluster: a real node as root, simulated pods otherwise.
 	@packages="$(E2E)"; \
 	if [ -z "$$packages" ]; then echo "no package uses the test cluster" >&2; exit 1; fi; \
-	$(GOTESTSUM) --format $(TEST_FORMAT) -- -race -p 1 -timeout $(E2E_TIMEOUT) $(TEST_FLAGS) $$packages
+	CGO_ENABLED=1 $(GOTESTSUM) --format $(TEST_FORMAT) -- -race -p 1 -timeout $(E2E_TIMEOUT) $(TEST_FLAGS) $$packages
 
 ##@ Code
 .PHONY: build
 build: $(OUT)/bin ## Build the scaler and the agent's entrypoint into out/bin, stamped with the commit.
-	CGO_ENABLED=0 $(GO) build -buildvcs=auto -ldflags '-s -w' -o $(OUT)/bin/ ./cmd/...
+	$(GO) build -buildvcs=auto -ldflags '-s -w' -o $(OUT)/bin/ ./cmd/...
 
 .PHONY: fmt
 fmt: $(GOFUMPT) ## Format all Go files.
@@ -115,4 +118,4 @@ $(TOOLS)/%:
 	@mkdir -p $(TOOLS)
 	@echo "Building $* (once) ..."
 	@tool="$$($(GO) -C tools list -f '{{.ImportPath}}' tool | grep '/$*$$')"; \
-	CGO_ENABLED=0 $(GO) -C tools build -ldflags '-s -w' -o "$@.$$$$" "$$tool" && mv "$@.$$$$" "$@"
+	$(GO) -C tools build -ldflags '-s -w' -o "$@.$$$$" "$$tool" && mv "$@.$$$$" "$@"
