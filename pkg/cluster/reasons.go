@@ -142,12 +142,12 @@ func initReason(name string, ended *corev1.ContainerStateTerminated) agentpool.R
 	case name != agentjob.ContainerConfigure && name != agentjob.ContainerRemove:
 		return agentpool.ReasonContainerCreation
 	}
-	told, _ := outcomeOf(ended.ExitCode)
-	if name == agentjob.ContainerConfigure && (told.reason == agentpool.ReasonCrashed || told.reason == agentpool.ReasonNoBuild) {
+	result, _ := outcomeOf(ended.ExitCode)
+	if name == agentjob.ContainerConfigure && result.reason == agentpool.ReasonCrashed {
 		// Ended by a signal, or by its limit: the agent was not there yet.
 		return agentpool.ReasonConfigureFailed
 	}
-	return told.reason
+	return result.reason
 }
 
 // neverListened reports whether an agent that left without a build was ended by
