@@ -164,6 +164,7 @@ func (p controlPlane) apiServer() component {
 		"--secure-port=" + strconv.Itoa(p.ports.api),
 		"--tls-cert-file=" + p.dir + "/apiserver.crt", "--tls-private-key-file=" + p.dir + "/apiserver.key",
 		"--client-ca-file=" + p.dir + "/ca.crt",
+		"--requestheader-client-ca-file=" + p.dir + "/ca.crt", "--requestheader-allowed-names=none",
 		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
 		"--service-account-issuer=" + issuer,
 		"--service-account-key-file=" + p.dir + "/sa.pub", "--service-account-signing-key-file=" + p.dir + "/sa.key",

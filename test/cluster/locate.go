@@ -22,6 +22,16 @@ func cacheDir(option string) (string, error) {
 	return filepath.Join(base, "azp-scaler", "cluster"), nil
 }
 
+// BaseImageCache is the directory for image.Debian to keep base images in, next
+// to the built programs. option is Options.CacheDir.
+func BaseImageCache(option string) (string, error) {
+	dir, err := cacheDir(option)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "bases"), nil
+}
+
 // toolModule finds the tool module from the working directory upwards. It
 // can't be embedded: the go command embeds no file of another module.
 func toolModule(option string) (string, error) {

@@ -117,7 +117,6 @@ func networkConfig() map[string]any {
 			"ipam": map[string]any{
 				"type": "host-local", "dataDir": "/run/cni-addresses",
 				"ranges": []any{[]any{map[string]any{"subnet": podCIDR}}},
-				"routes": []any{map[string]any{"dst": "0.0.0.0/0"}},
 			},
 		}},
 	}
@@ -126,13 +125,16 @@ func networkConfig() map[string]any {
 func (n realNode) kubeletConfig() map[string]any {
 	return map[string]any{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
-		"address":                   "0.0.0.0",
-		"authentication":            map[string]any{"anonymous": map[string]any{"enabled": false}, "webhook": map[string]any{"enabled": false}, "x509": map[string]any{"clientCAFile": boxDir + "/ca.crt"}},
-		"authorization":             map[string]any{"mode": "AlwaysAllow"},
-		"tlsCertFile":               boxDir + "/kubelet.crt",
-		"tlsPrivateKeyFile":         boxDir + "/kubelet.key",
-		"containerRuntimeEndpoint":  "unix://" + containerdSocket,
-		"cgroupDriver":              "cgroupfs",
+		"address":                  "0.0.0.0",
+		"authentication":           map[string]any{"anonymous": map[string]any{"enabled": false}, "webhook": map[string]any{"enabled": false}, "x509": map[string]any{"clientCAFile": boxDir + "/ca.crt"}},
+		"authorization":            map[string]any{"mode": "AlwaysAllow"},
+		"tlsCertFile":              boxDir + "/kubelet.crt",
+		"tlsPrivateKeyFile":        boxDir + "/kubelet.key",
+		"containerRuntimeEndpoint": "unix://" + containerdSocket,
+		"cgroupDriver":             "cgroupfs",
+		// There is no name service. A pod's own loopback refuses at once, where any
+		// other address would make every look-up wait.
+		"clusterDNS":                []any{loopback},
 		"cgroupRoot":                "/" + n.cgroup,
 		"failCgroupV1":              false,
 		"failSwapOn":                false,

@@ -100,7 +100,11 @@ func bootstrap(ctx context.Context, target, release string, packages []string) e
 	// Its name ends in .tar: the tool goes by that.
 	partial := strings.TrimSuffix(target, ".tar") + ".partial.tar"
 	defer func() { _ = os.Remove(partial) }()
-	args := []string{"--variant=minbase", "--mode=auto", "--quiet", "--include=" + strings.Join(packages, ",")}
+	args := []string{"--variant=minbase", "--mode=auto", "--quiet"}
+	for _, name := range packages {
+		// One flag each: in a list, a pattern would take what follows it for its own.
+		args = append(args, "--include="+name)
+	}
 	for _, pattern := range excluded() {
 		args = append(args, "--dpkgopt=path-exclude="+pattern)
 	}
