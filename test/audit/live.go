@@ -44,6 +44,8 @@ type LiveAgent struct {
 func ListObjects(ctx context.Context, config *rest.Config) ([]LiveObject, error) {
 	config = rest.CopyConfig(config)
 	config.QPS, config.Burst = 200, 400
+	// Every kind is listed, the deprecated ones too: that is no news.
+	config.WarningHandlerWithContext = rest.NoWarnings{}
 	discoverer, err := discovery.NewDiscoveryClientForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("discovery client: %w", err)

@@ -1,0 +1,105 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/azp-scaler/azp-scaler/test/e2e/env"
+)
+
+// seedVariable repeats a run: the tests log the seed that they draw without it.
+const seedVariable = "E2E_SEED"
+
+// seedOf gives the run's seed and logs it.
+func seedOf(t *testing.T) uint64 {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv(seedVariable); text != "" {
+		given, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			t.Fatalf("%s=%q: want a number from 0 on", seedVariable, text)
+		}
+		seed = given
+	}
+	t.Logf("to repeat: %s=%d", seedVariable, seed)
+	return seed
+}
+
+// startEnv sets a system up for a test and ends it with the test. When the test
+// fails, the logs stay and their place is told.
+func startEnv(t *testing.T, options env.Options) *env.Env {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("needs a cluster")
+	}
+	dir, err := os.MkdirTemp("", "azp-scaler-e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	options.Dir = dir
+	if options.Progress == nil {
+		options.Progress = t.Output()
+	}
+	e, err := env.Start(t.Context(), options)
+	if err != nil {
+		t.Fatalf("%v\nlogs: %s", err, dir)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := e.Close(ctx); err != nil {
+			t.Errorf("closing the system: %v", err)
+		}
+		if t.Failed() {
+			t.Logf("logs: %s", dir)
+			return
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("removing the logs: %v", err)
+		}
+	})
+	return e
+}
+
+// TestMainJob is the promise itself: builds of every kind, each with exactly one
+// agent, and nothing of them left.
+func TestMainJob(t *testing.T) {
+	const builds = 20
+	seed := seedOf(t)
+	e := startEnv(t, env.Options{Seed: seed})
+	ctx := t.Context()
+	if err := e.StartScaler(ctx); err != nil {
+		t.Fatal(err)
+	}
+	queued, err := e.Queue(ctx, env.Workload(seed, builds))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.WaitAtRest(ctx, 5*time.Minute); err != nil {
+		t.Error(err)
+	}
+	if err := e.Check(ctx, queued); err != nil {
+		t.Error(err)
+	}
+	report, err := e.Audit(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	if err := report.WriteText(&text); err != nil {
+		t.Fatal(err)
+	}
+	t.Log(text.String())
+	if !report.Clean() {
+		t.Errorf("the auditor has findings; logs: %s", filepath.Dir(e.ScalerLog))
+	}
+	if want := fmt.Sprintf("%d builds: %d succeeded, 1 failed, 1 canceled", builds, builds-2); !strings.HasPrefix(text.String(), want) {
+		t.Errorf("the auditor does not say %q", want)
+	}
+}

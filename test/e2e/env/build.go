@@ -1,0 +1,142 @@
+package env
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/azp-scaler/azp-scaler/pkg/azuredevops/azuredevopstest"
+	"github.com/azp-scaler/azp-scaler/test/cluster"
+	"github.com/azp-scaler/azp-scaler/test/cluster/image"
+	"github.com/azp-scaler/azp-scaler/test/fakeagent"
+)
+
+// module is the path of this repository's module.
+const module = "github.com/azp-scaler/azp-scaler"
+
+// The build's user in the image; pods run as it.
+const (
+	agentUser  = 1000
+	agentGroup = 1000
+	agentHome  = "/home/agent"
+	agentRoot  = "/azp/agent"
+)
+
+// artefacts are what was built for a run.
+type artefacts struct {
+	root         string // Of the repository.
+	scaler       string
+	image        string // OCI archive.
+	agentPackage azuredevopstest.AgentPackage
+}
+
+// build makes the scaler, the entrypoint, the stand-in agent and the image.
+func build(ctx context.Context, steps *steps, dir string, programs cluster.Binaries, options Options) (artefacts, error) {
+	root, err := repository()
+	if err != nil {
+		return artefacts{}, err
+	}
+	built := artefacts{root: root}
+	bin := filepath.Join(dir, "bin")
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return built, fmt.Errorf("directory for binaries: %w", err)
+	}
+	if err := steps.run("building scaler and entrypoint", func() error { return goBuild(ctx, root, bin, "./cmd/scaler", "./cmd/agent-entrypoint") }); err != nil {
+		return built, err
+	}
+	built.scaler = filepath.Join(bin, "scaler")
+	platform, err := platform()
+	if err != nil {
+		return built, err
+	}
+	var tarball string
+	if err := steps.run("building the stand-in agent", func() (err error) {
+		tarball, err = fakeagent.Build(ctx, filepath.Join(dir, "agent"), fakeagent.Options{Platform: platform, Faults: options.AgentFaults})
+		return err
+	}); err != nil {
+		return built, err
+	}
+	built.agentPackage = azuredevopstest.AgentPackage{Platform: platform, Version: fakeagent.DefaultVersion, Path: tarball}
+	built.image = filepath.Join(dir, "agent-image.tar")
+	err = steps.run("building the agent's image", func() error {
+		return buildImage(ctx, built.image, filepath.Join(bin, "agent-entrypoint"), tarball, programs, options)
+	})
+	return built, err
+}
+
+func buildImage(ctx context.Context, target, entrypoint, tarball string, programs cluster.Binaries, options Options) error {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return fmt.Errorf("cache of base images: %w: set HOME or XDG_CACHE_HOME", err)
+	}
+	base, err := image.Debian{
+		Cache: filepath.Join(cache, "azp-scaler", "cluster", "bases"), Packages: image.AgentPackages(), Progress: options.Progress,
+	}.Base(ctx)
+	if err != nil {
+		return err
+	}
+	files := []image.File{
+		{Path: "/usr/local/bin/agent-entrypoint", Source: entrypoint, Mode: 0o755},
+		{Path: "/usr/local/bin/kubectl", Source: programs.Kubectl(), Mode: 0o755},
+		{Path: agentHome, Dir: true, UID: agentUser, GID: agentGroup},
+		{Path: "/azp", Dir: true, UID: agentUser, GID: agentGroup},
+		{Path: agentRoot, Dir: true, UID: agentUser, GID: agentGroup},
+	}
+	if !options.Download {
+		files = append(files, image.File{Path: agentRoot, Archive: tarball, UID: agentUser, GID: agentGroup})
+	}
+	return image.Write(ctx, target, image.Spec{
+		Ref: AgentImage, Base: base, Files: files,
+		User: fmt.Sprintf("%d:%d", agentUser, agentGroup), Env: []string{"HOME=" + agentHome, "AZP_AGENT_ROOT=" + agentRoot},
+		Entrypoint: []string{"tini", "--", "agent-entrypoint"}, WorkingDir: agentHome,
+	})
+}
+
+// goBuild builds commands as they are delivered: static, without paths.
+func goBuild(ctx context.Context, root, bin string, packages ...string) error {
+	arguments := append([]string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", bin + string(filepath.Separator)}, packages...)
+	command := exec.CommandContext(ctx, "go", arguments...)
+	command.Dir = root
+	command.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := command.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build %s: %w\n%s", strings.Join(packages, " "), err, out)
+	}
+	return nil
+}
+
+// platform is the service's name for packages that run here.
+func platform() (string, error) {
+	switch runtime.GOARCH {
+	case "amd64":
+		return "linux-x64", nil
+	case "arm64":
+		return "linux-arm64", nil
+	default:
+		return "", fmt.Errorf("there is no agent for %s: use a machine with amd64 or arm64", runtime.GOARCH)
+	}
+}
+
+// repository finds the root of this repository from the working directory
+// upwards: programs are built from its sources.
+func repository() (string, error) {
+	start, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("find the repository: %w", err)
+	}
+	for dir := start; ; dir = filepath.Dir(dir) {
+		text, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+		switch {
+		case err == nil && strings.HasPrefix(string(text), "module "+module+"\n"):
+			return dir, nil
+		case err != nil && !errors.Is(err, os.ErrNotExist):
+			return "", fmt.Errorf("find the repository: %w", err)
+		case dir == filepath.Dir(dir):
+			return "", fmt.Errorf("find the repository: no go.mod of %s in %s or above it: run inside the repository", module, start)
+		}
+	}
+}

@@ -1,0 +1,264 @@
+package env
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/azp-scaler/azp-scaler/pkg/azuredevops/azuredevopstest"
+	"github.com/azp-scaler/azp-scaler/test/cluster"
+	"github.com/azp-scaler/azp-scaler/test/e2e/interpose"
+)
+
+// Options says how to set the system up. The zero value with a Dir is good.
+type Options struct {
+	// Dir receives binaries and logs, which stay. It is made if need be.
+	Dir string
+	// Seed decides everything that is drawn: the service's choices among agents
+	// and its numbers.
+	Seed uint64
+	// Node is the kind of node.
+	Node cluster.NodeKind
+	// Progress receives a line for each step that takes time; nil is silence.
+	Progress io.Writer
+	// Scaler overrides or adds variables of the scaler's environment.
+	Scaler map[string]string
+	// Service are options of the fake service. Organisation, seed, audit log and
+	// the pool's token are set here.
+	Service azuredevopstest.Options
+	// Download has pods download the agent from the service, instead of finding
+	// it in the image.
+	Download bool
+	// AgentFaults are traps of the stand-in agent, as test/fakeagent names them.
+	AgentFaults []string
+	// Interpose is asked around each write of the scaler to the API server, and
+	// ends the connection there when it reports true; see test/e2e/interpose. Nil
+	// has the scaler talk to the API server directly.
+	Interpose func(interpose.Write, interpose.Moment) bool
+	// ControllerManagerQPS is that of test/cluster; 0 is what users have.
+	ControllerManagerQPS int
+}
+
+// Env is a running system. The scaler is prepared, but not started: see
+// StartScaler.
+type Env struct {
+	Service *Service
+	Scaler  *Scaler
+	// Admin has every right in the cluster; the scaler has not.
+	Admin           kubernetes.Interface
+	AdminKubeconfig string
+	KubeAuditLog    string // Path.
+	ScalerLog       string // Path.
+	CAFile          string // The service's certificate authority, PEM.
+	ScalerNamespace string
+
+	cluster *cluster.Cluster
+	config  *rest.Config
+	proxy   *interpose.Proxy // Nil without Options.Interpose.
+	private string           // Directory of what must not stay; it goes with the cluster.
+}
+
+// The names of log files in Options.Dir.
+const (
+	serviceLogName = "service-audit.jsonl"
+	kubeLogName    = "kubernetes-audit.jsonl"
+	scalerLogName  = "scaler.log"
+)
+
+// Start sets the system up: cluster, images, service, and what an installation
+// consists of. On error nothing is left running. Close must follow.
+func Start(ctx context.Context, options Options) (*Env, error) {
+	if options.Dir == "" {
+		return nil, errors.New("set the system up: Options.Dir is not set: name a directory for binaries and logs")
+	}
+	dir, err := filepath.Abs(options.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("set the system up: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("set the system up: %w", err)
+	}
+	e := &Env{
+		KubeAuditLog: filepath.Join(dir, "audit", kubeLogName), ScalerLog: filepath.Join(dir, scalerLogName), ScalerNamespace: ScalerNamespace,
+	}
+	if err := e.start(ctx, options, dir); err != nil {
+		// The caller's context may be what ended; Close has limits of its own.
+		return nil, errors.Join(fmt.Errorf("set the system up: %w", err), e.Close(context.WithoutCancel(ctx)))
+	}
+	return e, nil
+}
+
+func (e *Env) start(ctx context.Context, options Options, dir string) error {
+	steps := &steps{out: options.Progress}
+	clusterOptions := cluster.Options{
+		Node: options.Node, AuditLog: e.KubeAuditLog, ControllerManagerQPS: options.ControllerManagerQPS, Progress: options.Progress,
+	}
+	// Built first and alone: it takes minutes the first time, and both cores.
+	programs, err := cluster.Ensure(ctx, clusterOptions)
+	if err != nil {
+		return err
+	}
+	var built artefacts
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		e.cluster, err = cluster.Start(groupCtx, clusterOptions)
+		return err
+	})
+	group.Go(func() (err error) {
+		built, err = build(groupCtx, steps, dir, programs, options)
+		return err
+	})
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if err := e.connect(); err != nil {
+		return err
+	}
+	if err := e.startService(dir, built, options); err != nil {
+		return err
+	}
+	if err := steps.run("loading the agent's image into the node", func() error {
+		return e.cluster.LoadImage(ctx, built.image)
+	}); err != nil {
+		return err
+	}
+	if err := steps.run("installing", func() error { return e.install(ctx, built.root) }); err != nil {
+		return err
+	}
+	if err := e.Service.AddPlaceholder(ctx); err != nil {
+		return err
+	}
+	return e.prepareScaler(ctx, built, options)
+}
+
+func (e *Env) connect() error {
+	e.AdminKubeconfig = e.cluster.AdminKubeconfig()
+	e.private = filepath.Dir(e.AdminKubeconfig)
+	e.config = e.cluster.RESTConfig()
+	var err error
+	if e.Admin, err = kubernetes.NewForConfig(e.config); err != nil {
+		return fmt.Errorf("client of the cluster: %w", err)
+	}
+	return nil
+}
+
+func (e *Env) startService(dir string, built artefacts, options Options) error {
+	service := options.Service
+	service.Seed = options.Seed
+	service.Packages = append(service.Packages, built.agentPackage)
+	var err error
+	if e.Service, err = startService(e.cluster.HostAddress(), filepath.Join(dir, serviceLogName), service); err != nil {
+		return err
+	}
+	e.CAFile = filepath.Join(e.private, "service-ca.crt")
+	if err := os.WriteFile(e.CAFile, e.Service.CA, 0o600); err != nil {
+		return fmt.Errorf("the service's certificate authority: %w", err)
+	}
+	return nil
+}
+
+// prepareScaler gives the scaler its settings: those of the documentation, with
+// limits that suit a run of a minute.
+func (e *Env) prepareScaler(ctx context.Context, built artefacts, options Options) error {
+	kubeconfig, err := e.cluster.KubeconfigFor(ctx, ScalerNamespace, ScalerAccount)
+	if err != nil {
+		return err
+	}
+	if options.Interpose != nil {
+		direct := kubeconfig
+		kubeconfig = filepath.Join(e.private, "kubeconfig-interposed")
+		if e.proxy, err = interpose.Start(direct, kubeconfig, options.Interpose); err != nil {
+			return fmt.Errorf("stand between scaler and API server: %w", err)
+		}
+	}
+	tokenFile := filepath.Join(e.private, "pool-token")
+	if err := os.WriteFile(tokenFile, []byte(e.Service.Token), 0o600); err != nil {
+		return fmt.Errorf("the pool's token: %w", err)
+	}
+	source := "image"
+	if options.Download {
+		source = "download"
+	}
+	settings := map[string]string{
+		"AZP_URL": e.Service.URL, "AZP_POOL": Pool, "AZP_TOKEN_FILE": tokenFile, "AZP_CA_FILE": e.CAFile,
+		"KUBECONFIG": kubeconfig, "AZP_NAMESPACE": AgentsNamespace, "AZP_RELEASE": "azp-scaler",
+		"AZP_AGENT_IMAGE": AgentImage, "AZP_AGENT_IMAGE_PULL_POLICY": "Never", "AZP_AGENT_SOURCE": source,
+		"AZP_AGENT_TOKEN_SECRET": tokenSecret, "AZP_AGENT_TOKEN_SECRET_KEY": tokenKey, "AZP_AGENT_CA_CONFIGMAP": caConfigMap,
+		"AZP_AGENT_CPU_REQUEST": "10m", "AZP_AGENT_MEMORY_REQUEST": "32Mi",
+		"AZP_ROLE_BINDINGS": TargetNamespace + " ClusterRole/" + targetRole,
+		"AZP_JOB_TTL":       "2s", "AZP_POLL_BUSY": "1s", "AZP_POLL_IDLE": "2s", "AZP_IDLE_LIMIT": "5s",
+		"AZP_LOG_FORMAT": "json", "AZP_LOG_LEVEL": "debug",
+	}
+	for name, value := range options.Scaler {
+		settings[name] = value
+	}
+	// The log is of this run alone.
+	if err := os.Remove(e.ScalerLog); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("the last run's log: %w", err)
+	}
+	e.Scaler, err = newScaler(built.scaler, e.ScalerLog, settings)
+	return err
+}
+
+// StartScaler starts the scaler and waits until it is ready.
+func (e *Env) StartScaler(ctx context.Context) error {
+	if err := e.Scaler.Start(); err != nil {
+		return err
+	}
+	return e.Scaler.WaitReady(ctx)
+}
+
+// Node is the kind of node that pods run on.
+func (e *Env) Node() cluster.NodeKind { return e.cluster.Node() }
+
+// Kubectl is the path of the cluster's kubectl.
+func (e *Env) Kubectl() string { return e.cluster.Binaries().Kubectl() }
+
+// ServiceOrigin is the service's address without the organisation.
+func (e *Env) ServiceOrigin() string { return strings.TrimSuffix(e.Service.URL, "/"+organisation) }
+
+// Close ends everything. Logs stay.
+func (e *Env) Close(ctx context.Context) error {
+	var failures []error
+	if e.Scaler != nil {
+		failures = append(failures, e.Scaler.close())
+	}
+	if e.proxy != nil {
+		e.proxy.Close()
+	}
+	// The cluster goes before the service: pods that lose the service would
+	// only complain.
+	if e.cluster != nil {
+		failures = append(failures, e.cluster.Stop(ctx))
+	}
+	if e.Service != nil {
+		failures = append(failures, e.Service.close())
+	}
+	return errors.Join(failures...)
+}
+
+// steps reports what takes time.
+type steps struct{ out io.Writer }
+
+// run does one step and says how long it took. Output goes on when the reader
+// has gone away.
+func (s *steps) run(what string, do func() error) error {
+	begun := time.Now()
+	err := do()
+	if s.out != nil && err == nil {
+		_, _ = fmt.Fprintf(s.out, "%s: %s\n", what, time.Since(begun).Round(100*time.Millisecond))
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}

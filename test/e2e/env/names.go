@@ -1,0 +1,22 @@
+package env
+
+// The names of an installation, as the manifests and the documentation have them.
+const (
+	AgentsNamespace = "azp-agents"
+	TargetNamespace = "shop"
+	ScalerNamespace = "azp-scaler"
+	ScalerAccount   = "azp-scaler"
+	Pool            = "kubernetes"
+	// AgentImage is built locally and never pulled.
+	AgentImage = "azp-scaler.local/agent:env"
+)
+
+const (
+	organisation    = "acme"
+	tokenSecret     = "azp-token"
+	tokenKey        = "token"
+	caConfigMap     = "azp-ca"
+	caKey           = "ca.crt"
+	targetRole      = "edit"
+	placeholderName = "azp-placeholder"
+)

@@ -1,0 +1,195 @@
+package env
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/azp-scaler/azp-scaler/test/audit"
+	"github.com/azp-scaler/azp-scaler/test/e2e/process"
+)
+
+// Limits on waiting for the scaler.
+const (
+	readyLimit = 60 * time.Second
+	stopLimit  = 30 * time.Second
+	probeEvery = 100 * time.Millisecond
+)
+
+// Scaler is the scaler's process. Its methods may be called from one goroutine
+// at a time, but Outages and URL from any.
+type Scaler struct {
+	binary  string
+	environ []string
+	log     *os.File
+	address string
+	process *process.Process
+
+	mu      sync.Mutex
+	outages []audit.Interval // The last one is open while the scaler is down.
+}
+
+// newScaler prepares the process; settings are its environment, and nothing of
+// ours but PATH and HOME is added.
+func newScaler(binary, logPath string, settings map[string]string) (*Scaler, error) {
+	address, err := freeAddress()
+	if err != nil {
+		return nil, err
+	}
+	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("the scaler's log: %w", err)
+	}
+	s := &Scaler{binary: binary, log: log, address: address, environ: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Dir(binary), "AZP_LISTEN=" + address}}
+	for name, value := range settings {
+		s.environ = append(s.environ, name+"="+value)
+	}
+	slices.Sort(s.environ)
+	s.outages = []audit.Interval{{From: time.Now()}}
+	return s, nil
+}
+
+// URL is where the scaler serves its metrics and health.
+func (s *Scaler) URL() string { return "http://" + s.address }
+
+// Start starts the scaler and returns without waiting for it to be ready.
+func (s *Scaler) Start() error {
+	if s.Running() {
+		return errors.New("the scaler runs already")
+	}
+	command := exec.Command(s.binary)
+	command.Env = s.environ
+	command.Stdout, command.Stderr = s.log, s.log
+	started, err := process.Start(command)
+	if err != nil {
+		return err
+	}
+	s.process = started
+	return nil
+}
+
+// WaitReady waits until the scaler says that it is ready.
+func (s *Scaler) WaitReady(ctx context.Context) error {
+	if s.process == nil {
+		return errors.New("the scaler was never started")
+	}
+	ctx, cancel := context.WithTimeout(ctx, readyLimit)
+	defer cancel()
+	client := &http.Client{Timeout: 5 * time.Second}
+	last := errors.New("it was not asked")
+	for {
+		if last = probe(ctx, client, s.URL()+"/readyz"); last == nil {
+			s.up(time.Now())
+			return nil
+		}
+		select {
+		case <-s.process.Done():
+			return fmt.Errorf("the scaler ended before it was ready: %w: see %s", errors.Join(s.process.Err(), last), s.log.Name())
+		case <-ctx.Done():
+			return fmt.Errorf("the scaler is not ready: %w: see %s", errors.Join(last, ctx.Err()), s.log.Name())
+		case <-time.After(probeEvery):
+		}
+	}
+}
+
+// Kill ends the scaler as a lost node does, without any warning.
+func (s *Scaler) Kill() error {
+	if !s.Running() {
+		return nil
+	}
+	s.down(time.Now())
+	return s.process.Kill()
+}
+
+// Stop asks the scaler to end and gives an error if it does not do so in time
+// and with exit status 0.
+func (s *Scaler) Stop(ctx context.Context) error {
+	if s.process == nil {
+		return nil
+	}
+	s.down(time.Now())
+	// One that ended by itself has no end of its own to be asked for: its exit
+	// status is what counts.
+	if err := s.process.Stop(ctx, stopLimit); err != nil {
+		return fmt.Errorf("the scaler's end: %w: see %s", err, s.log.Name())
+	}
+	return nil
+}
+
+// Restart kills the scaler and starts it again.
+func (s *Scaler) Restart(ctx context.Context) error {
+	if err := s.Kill(); err != nil {
+		return err
+	}
+	if err := s.Start(); err != nil {
+		return err
+	}
+	return s.WaitReady(ctx)
+}
+
+// Running tells whether the process is there.
+func (s *Scaler) Running() bool { return s.process != nil && s.process.Running() }
+
+// Outages are the times in which the scaler was not there or not ready.
+func (s *Scaler) Outages() []audit.Interval {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := slices.Clone(s.outages)
+	if last := len(out) - 1; last >= 0 && out[last].To.IsZero() {
+		out[last].To = time.Now()
+	}
+	return out
+}
+
+func (s *Scaler) down(at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if last := len(s.outages) - 1; last < 0 || !s.outages[last].To.IsZero() {
+		s.outages = append(s.outages, audit.Interval{From: at})
+	}
+}
+
+func (s *Scaler) up(at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if last := len(s.outages) - 1; last >= 0 && s.outages[last].To.IsZero() {
+		s.outages[last].To = at
+	}
+}
+
+// close ends the process, if it is still there, and its log.
+func (s *Scaler) close() error { return errors.Join(s.Kill(), s.log.Close()) }
+
+func probe(ctx context.Context, client *http.Client, url string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return fmt.Errorf("probe: %w", err)
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return fmt.Errorf("probe: %w", err)
+	}
+	_ = response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("GET %s answered %s", url, response.Status)
+	}
+	return nil
+}
+
+// freeAddress gives a loopback address that nobody listens on at the moment.
+func freeAddress() (string, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("find a free port: %w", err)
+	}
+	defer func() { _ = listener.Close() }()
+	return listener.Addr().String(), nil
+}

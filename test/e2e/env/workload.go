@@ -1,0 +1,96 @@
+package env
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"time"
+)
+
+// Kind says what a build of a workload is there to show.
+type Kind string
+
+// The kinds of builds.
+const (
+	KindPlain  Kind = "build"
+	KindDeploy Kind = "deploy" // Deploys into the target namespace with its own ServiceAccount.
+	KindFail   Kind = "fail"   // Ends with a failed step.
+	KindCancel Kind = "cancel" // Cancelled while it is queued.
+)
+
+// Build is one build of a workload.
+type Build struct {
+	Name        string
+	Kind        Kind
+	Steps       []string
+	QueueAfter  time.Duration // From the workload's start.
+	CancelAfter time.Duration // From its own queueing; only for KindCancel.
+	Want        string        // The result that the service must report.
+}
+
+// DeploymentName is what the deploying build makes in the target namespace.
+const DeploymentName = "storefront"
+
+// The shape of a workload.
+const (
+	shortestBuild  = 1 * time.Second
+	longestBuild   = 6 * time.Second
+	arrivalSpread  = 8 * time.Second
+	longestPatient = 1500 * time.Millisecond // Before a build is cancelled: no agent can be there as early.
+)
+
+// Workload makes builds from a seed: of different lengths, half of them queued
+// at once and the rest within some seconds; one deploys, one fails and one is
+// cancelled while it is queued, as far as there are that many. The same seed
+// and number give the same builds.
+func Workload(seed uint64, builds int) []Build {
+	random := rand.New(rand.NewPCG(seed, uint64(builds)))
+	// A small run shows what matters most: a build that works, then one that deploys.
+	kinds := []Kind{KindDeploy, KindFail, KindCancel}
+	kinds = kinds[:max(0, min(builds-1, len(kinds)))]
+	place := random.Perm(builds)
+	kindAt := map[int]Kind{}
+	for i, kind := range kinds {
+		kindAt[place[i]] = kind
+	}
+	out := make([]Build, builds)
+	for i := range out {
+		kind, special := kindAt[i]
+		if !special {
+			kind = KindPlain
+		}
+		build := Build{Name: fmt.Sprintf("%s-%02d", kind, i+1), Kind: kind, Want: "succeeded"}
+		if random.IntN(2) == 0 {
+			build.QueueAfter = time.Duration(random.Int64N(int64(arrivalSpread)))
+		}
+		length := shortestBuild + time.Duration(random.Int64N(int64(longestBuild-shortestBuild)))
+		build.Steps = []string{
+			fmt.Sprintf("echo building %s on \"$(hostname)\"", build.Name),
+			fmt.Sprintf("sleep %.1f", length.Seconds()),
+		}
+		switch kind {
+		case KindFail:
+			build.Steps = append(build.Steps, "echo 'a test of this build fails' >&2; exit 3")
+			build.Want = "failed"
+		case KindCancel:
+			// At the very start no agent is up yet, so it is cancelled while queued.
+			build.QueueAfter = 0
+			build.CancelAfter = time.Duration(random.Int64N(int64(longestPatient)))
+			build.Want = "canceled"
+		case KindDeploy:
+			build.Steps = append(build.Steps, deploySteps()...)
+		case KindPlain:
+		}
+		out[i] = build
+	}
+	return out
+}
+
+// deploySteps deploy with the rights of the build alone, and check that these
+// rights end at the target namespace: the agents' namespace holds the token.
+func deploySteps() []string {
+	return []string{
+		fmt.Sprintf("kubectl create deployment %s --namespace %s --image %s --replicas 1 -- sleep infinity", DeploymentName, TargetNamespace, AgentImage),
+		fmt.Sprintf("kubectl rollout status deployment/%s --namespace %s --timeout 90s", DeploymentName, TargetNamespace),
+		fmt.Sprintf("if kubectl get secrets --namespace %s; then echo 'a build can read the secrets of the agents' >&2; exit 1; fi", AgentsNamespace),
+	}
+}
