@@ -25,7 +25,7 @@ type podCoordination struct {
 func (c *podCoordination) claimed() {
 	dir := c.supervisor.settings.ClaimedDir
 	if !isFolder(dir) {
-		c.log.Warn("there is no folder to tell of the claim in: the agent is not disabled, and the service may assign it a second build", "dir", dir)
+		c.log.Warn("the claim could not be told, for there is no such folder: the sidecar does not disable the agent, and the service may assign it a second build", "dir", dir)
 		return
 	}
 	if err := markClaimed(dir); err != nil {

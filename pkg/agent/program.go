@@ -67,8 +67,9 @@ func (s *Supervisor) ensureProgram(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return fail(ExitUnreachable, "%w (%w)", context.Cause(ctx), err)
 		}
-		if try >= downloadTries || codeOf(err, ExitConfiguration) != ExitUnreachable {
-			return err
+		// A version or platform that the service does not have is a wrong setting.
+		if code := codeOf(err, ExitConfiguration); try >= downloadTries || code != ExitUnreachable {
+			return fail(code, "%w", err)
 		}
 		s.log.Warn("the download failed and is tried once more", "err", err)
 	}

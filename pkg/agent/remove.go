@@ -13,6 +13,7 @@ import (
 // It is a native sidecar: the kubelet stops it after the container of the build
 // has ended, and kills it at the end of the pod's grace period.
 func (s *Supervisor) Remove(ctx context.Context) Outcome {
+	s.log.Info("keeping the registration until asked to stop", "agent", s.settings.AgentName, "share", s.settings.RemoveShare)
 	if s.wait(ctx, func() bool { return isClaimed(s.settings.ClaimedDir) }) {
 		if reg, err := s.recorded(ctx); err != nil {
 			s.log.Warn("a build was claimed, but which agent to disable is not known", "err", err)
