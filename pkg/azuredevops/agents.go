@@ -109,12 +109,7 @@ func (c *Client) Agent(ctx context.Context, poolID, id int) (agentpool.Agent, er
 // agent runs a job: ErrAgentBusy. ErrNotFound means that it is gone already, be it
 // by an earlier attempt whose answer was lost.
 func (c *Client) DeleteAgent(ctx context.Context, poolID, id int) error {
-	resp, err := c.send(ctx, agentRequest(call{op: OpDeleteAgent}, http.MethodDelete, poolID, id))
-	if err != nil {
-		return err
-	}
-	drop(resp.Body)
-	return nil
+	return c.act(ctx, agentRequest(call{op: OpDeleteAgent}, http.MethodDelete, poolID, id))
 }
 
 // DisableAgent keeps the service from assigning anything more to an agent. What it
@@ -123,12 +118,7 @@ func (c *Client) DisableAgent(ctx context.Context, poolID, id int) error {
 	// Disabling twice is disabling, so it may be repeated.
 	r := agentRequest(call{op: OpDisableAgent, repeat: true}, http.MethodPatch, poolID, id)
 	r.body = fmt.Sprintf(`{"id":%d,"enabled":false}`, id)
-	resp, err := c.send(ctx, r)
-	if err != nil {
-		return err
-	}
-	drop(resp.Body)
-	return nil
+	return c.act(ctx, r)
 }
 
 // Withdraw takes an agent out of its pool only if it has nothing to do: it

@@ -143,6 +143,16 @@ func (c *Client) reportMalformed(ctx context.Context, op string, rows, malformed
 	}
 }
 
+// act makes a call whose answer tells nothing but that it was done.
+func (c *Client) act(ctx context.Context, r request) error {
+	resp, err := c.send(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer drop(resp.Body)
+	return nil
+}
+
 // one makes a call whose answer is a single object.
 func one[T any](ctx context.Context, c *Client, r request) (T, error) {
 	var value T

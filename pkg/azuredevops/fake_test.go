@@ -253,7 +253,6 @@ func TestAgainstFakeFaults(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	var throttled *ThrottledError
 	for _, test := range []struct {
 		fault azuredevopstest.Fault
 		once  error // When it strikes once; nil: the poll survives.
@@ -262,7 +261,7 @@ func TestAgainstFakeFaults(t *testing.T) {
 	}{
 		{azuredevopstest.Fault{Kind: azuredevopstest.FaultStatus, Status: 500}, nil, ErrUnavailable, false},
 		{azuredevopstest.Fault{Kind: azuredevopstest.FaultStatus, Status: 502}, nil, ErrUnavailable, false},
-		{azuredevopstest.Fault{Kind: azuredevopstest.FaultThrottle, RetryAfter: time.Second}, nil, throttled, false},
+		{azuredevopstest.Fault{Kind: azuredevopstest.FaultThrottle, RetryAfter: time.Second}, nil, &ThrottledError{}, false},
 		{azuredevopstest.Fault{Kind: azuredevopstest.FaultRetryAfter, RetryAfter: time.Second}, nil, nil, false},
 		{azuredevopstest.Fault{Kind: azuredevopstest.FaultRateHeaders}, nil, nil, false},
 		{azuredevopstest.Fault{Kind: azuredevopstest.FaultTruncate}, ErrUnexpectedAnswer, ErrUnexpectedAnswer, false},
@@ -281,6 +280,7 @@ func TestAgainstFakeFaults(t *testing.T) {
 		{azuredevopstest.Fault{Kind: azuredevopstest.FaultWrongShape}, ErrUnexpectedAnswer, ErrUnexpectedAnswer, false},
 	} {
 		for count, want := range map[int]error{1: test.once, 0: test.many} {
+			var throttled *ThrottledError
 			t.Run(fmt.Sprintf("%s %d count %d", test.fault.Kind, test.fault.Status, count), func(t *testing.T) {
 				c := fake.client(t, managerToken, func(c *Config) {
 					c.LongestWait = 50 * time.Millisecond
@@ -296,8 +296,8 @@ func TestAgainstFakeFaults(t *testing.T) {
 				defer fake.ClearFaults()
 				got, stats, err := fake.requests(t, c)
 				switch {
-				case want == error(throttled):
-					if target := throttled; !errors.As(err, &target) || target.RetryAfter != time.Second {
+				case errors.As(want, &throttled):
+					if target := (*ThrottledError)(nil); !errors.As(err, &target) || target.RetryAfter != time.Second {
 						t.Errorf("got %v", err)
 					}
 				case !errors.Is(err, want):

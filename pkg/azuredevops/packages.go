@@ -147,9 +147,11 @@ func (c *Client) Download(ctx context.Context, p Package, w io.Writer, progress 
 		return fmt.Errorf("%s: write package %s: %w", OpDownload, p.Filename, err)
 	}
 	if sum := hex.EncodeToString(hash.Sum(nil)); sum != p.SHA256 {
-		return fail(&Error{Status: resp.StatusCode, Kind: ErrUnexpectedAnswer, Err: ErrWrongHash,
+		return fail(&Error{
+			Status: resp.StatusCode, Kind: ErrUnexpectedAnswer, Err: ErrWrongHash,
 			Message: fmt.Sprintf("package %s of %d bytes has the SHA-256 %s, and the service announced %s", p.Filename, meter.done, sum, p.SHA256),
-			Remedy:  "nothing of it was used; a proxy or mirror that alters downloads is the likely cause"})
+			Remedy:  "nothing of it was used; a proxy or mirror that alters downloads is the likely cause",
+		})
 	}
 	return nil
 }

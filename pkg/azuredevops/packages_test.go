@@ -77,8 +77,7 @@ func TestDownload(t *testing.T) {
 		_, _ = w.Write(content)
 	}))
 	defer cdn.Close()
-	var c *Client
-	c = newService(t, func(w http.ResponseWriter, r *http.Request) {
+	c := newService(t, func(w http.ResponseWriter, r *http.Request) {
 		_, password, _ := r.BasicAuth()
 		if password != testToken {
 			t.Errorf("%s without the token", r.URL)

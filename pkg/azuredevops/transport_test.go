@@ -387,9 +387,9 @@ func TestTokenRotation(t *testing.T) {
 	write("..2/token", "third")
 	expect("third")
 	// The same length, within the clock's grain.
-	valid.Store("fouth")
-	write("..2/token", "fouth")
-	expect("fouth")
+	valid.Store("thing")
+	write("..2/token", "thing")
+	expect("thing")
 	if err := os.Remove(filepath.Join(dir, "token")); err != nil {
 		t.Fatal(err)
 	}
