@@ -182,7 +182,7 @@ func (c *call) listAgents() error {
 		value = append(value, c.agentJSON(a, c.agentDetail()))
 	}
 	// No order is promised.
-	c.srv.rng.Shuffle(len(value), func(i, j int) { value[i], value[j] = value[j], value[i] })
+	c.srv.random.other.Shuffle(len(value), func(i, j int) { value[i], value[j] = value[j], value[i] })
 	return c.reply(http.StatusOK, list{len(value), value})
 }
 
@@ -278,7 +278,7 @@ func (c *call) addAgent() error {
 		clientID: s.newID(), baseURL: c.base, authorizationURL: c.base + "/" + oauthPath,
 		usedJTI: make(map[string]time.Time),
 	}
-	s.nextAgent += 1 + s.rng.IntN(3)
+	s.nextAgent += 1 + s.random.agents.IntN(3)
 	a.fill(&body, key)
 	p.agents[a.id] = a
 	s.clients[a.clientID] = a

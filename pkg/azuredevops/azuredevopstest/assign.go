@@ -154,7 +154,7 @@ func (s *Server) assignPool(p *pool, now time.Time) {
 // queue returns what waits in a pool in the order of service.
 func (s *Server) queue(p *pool) []*request {
 	waiting := slices.DeleteFunc(p.sortedUnfinished(), func(r *request) bool { return r.state() != StateQueued })
-	s.rng.Shuffle(len(waiting), func(i, j int) { waiting[i], waiting[j] = waiting[j], waiting[i] })
+	s.random.assign.Shuffle(len(waiting), func(i, j int) { waiting[i], waiting[j] = waiting[j], waiting[i] })
 	slices.SortStableFunc(waiting, func(a, b *request) int { return cmp.Compare(b.priority, a.priority) })
 	return waiting
 }
@@ -191,7 +191,7 @@ func (s *Server) leastConvenient(r *request, idle []*agent) *agent {
 	if best == nil {
 		return nil
 	}
-	return best[s.rng.IntN(len(best))]
+	return best[s.random.assign.IntN(len(best))]
 }
 
 // assign reserves an agent for a request and sends it the job. The caller

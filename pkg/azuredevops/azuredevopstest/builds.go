@@ -178,7 +178,7 @@ func (s *Server) newRequest(p *pool, b Build, demands []demand) *request {
 	}
 	// Ids of requests have gaps, as other pools of the organisation draw from
 	// the same numbers.
-	s.nextRequest += 1 + int64(s.rng.IntN(3))
+	s.nextRequest += 1 + int64(s.random.requests.IntN(3))
 	s.requests[r.id] = r
 	s.plans[r.planID] = r
 	p.unfinished[r.id] = r
@@ -429,4 +429,17 @@ func (s *Server) SetSecondJob(on bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.settings.secondJob = on
+}
+
+// Polls returns how many polls for messages are open in a pool.
+func (s *Server) Polls(poolID int) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, session := range s.sessions {
+		if session.agent.pool.id == poolID {
+			n += session.polls
+		}
+	}
+	return n
 }

@@ -13,6 +13,7 @@ import (
 	"io"
 	"math/big"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"sync"
@@ -104,7 +105,7 @@ func (r reply) into(t *testing.T, v any) {
 	if r.status != http.StatusOK && r.status != http.StatusCreated {
 		t.Fatalf("status %d: %s", r.status, r.body)
 	}
-	if err := json.Unmarshal([]byte(r.body), v); err != nil {
+	if err := json.Unmarshal([]byte(strings.TrimPrefix(r.body, "\xef\xbb\xbf")), v); err != nil {
 		t.Fatalf("answer %q: %v", r.body, err)
 	}
 }
@@ -396,3 +397,37 @@ func (s *service) events(requestID int64) []string {
 }
 
 func itoa(n int) string { return fmt.Sprint(n) }
+
+// inProcess starts a fake without a network, for tests in a bubble of fake
+// time. The key pair must have been made outside.
+func inProcess(t *testing.T, opts azuredevopstest.Options) *service {
+	t.Helper()
+	opts.Tokens = allTokens()
+	srv, err := azuredevopstest.New(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(srv.Close)
+	return &service{
+		t: t, srv: srv, url: "https://fake/acme", pool: srv.CreatePool("builds"),
+		http: &http.Client{Transport: handlerTransport{srv}},
+	}
+}
+
+// handlerTransport answers requests by calling a handler.
+type handlerTransport struct{ handler http.Handler }
+
+func (h handlerTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.TLS = &tls.ConnectionState{}
+	r.Host = r.URL.Host
+	if r.Body == nil {
+		r.Body = http.NoBody
+	}
+	w := httptest.NewRecorder()
+	h.handler.ServeHTTP(w, r)
+	if err := r.Context().Err(); err != nil {
+		return nil, err
+	}
+	return w.Result(), nil
+}

@@ -195,7 +195,7 @@ func (c *call) listRequests() error {
 		}
 		rows = append(rows, p.lastFinished(completed)...)
 	}
-	s.rng.Shuffle(len(rows), func(i, j int) { rows[i], rows[j] = rows[j], rows[i] })
+	s.random.other.Shuffle(len(rows), func(i, j int) { rows[i], rows[j] = rows[j], rows[i] })
 	if next != "" {
 		c.w.Header().Set("X-MS-ContinuationToken", next)
 	}

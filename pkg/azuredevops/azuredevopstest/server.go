@@ -31,7 +31,7 @@ type Server struct {
 	packages packageStore
 
 	mu       sync.Mutex
-	rng      *rand.Rand
+	random   randomness
 	closed   bool
 	settings settings
 	tokens   map[string]Token
@@ -47,6 +47,23 @@ type Server struct {
 	nextPool, nextAgent int
 	nextRequest         int64
 	servers             []*http.Server
+}
+
+// randomness is all that is drawn from the seed. Each use has its own source,
+// so that the number of requests someone sends, which depends on time, does not
+// change what is assigned to whom.
+type randomness struct {
+	// assign decides who gets what.
+	assign *rand.Rand
+	// requests and agents decide the gaps between ids.
+	requests, agents *rand.Rand
+	// other is for what no outcome depends on: GUIDs, secrets, order of rows.
+	other *rand.Rand
+}
+
+func newRandomness(seed uint64) randomness {
+	source := func(stream uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, stream)) }
+	return randomness{assign: source(1), requests: source(2), agents: source(3), other: source(4)}
 }
 
 // settings are the options that can change while the service runs.
@@ -76,7 +93,7 @@ func New(opts Options) (*Server, error) {
 		ctx:      ctx,
 		cancel:   cancel,
 		packages: newPackageStore(opts.Packages),
-		rng:      rand.New(rand.NewPCG(opts.Seed, 0x617a70)),
+		random:   newRandomness(opts.Seed),
 		settings: settings{
 			parallelJobs:  opts.ParallelJobs,
 			secondJob:     !opts.NoSecondJob,
@@ -96,14 +113,14 @@ func New(opts Options) (*Server, error) {
 		nextRequest: 1,
 	}
 	s.hostID = s.newID()
-	s.faults = newFaultSet(rand.New(rand.NewPCG(opts.Seed, 0x666c74)))
+	s.faults = newFaultSet(rand.New(rand.NewPCG(opts.Seed, 5)))
 	for _, t := range opts.Tokens {
 		s.tokens[t.Secret] = t.withDefaults()
 	}
 	// Numbers that start somewhere in the middle catch whoever counts on 1.
-	s.nextPool += s.rng.IntN(20)
-	s.nextAgent += pastAgents + s.rng.IntN(200)
-	s.nextRequest += int64(s.rng.IntN(2000))
+	s.nextPool += s.random.other.IntN(20)
+	s.nextAgent += pastAgents + s.random.agents.IntN(200)
+	s.nextRequest += int64(s.random.requests.IntN(2000))
 	s.started = time.Now()
 	s.routes = s.table()
 	s.control = s.controlRoutes()
@@ -156,7 +173,7 @@ func (s *Server) run() {
 func (s *Server) newID() uuid.UUID {
 	var id uuid.UUID
 	for i := range id {
-		id[i] = byte(s.rng.UintN(256))
+		id[i] = byte(s.random.other.UintN(256))
 	}
 	id[6] = id[6]&0x0f | 0x40
 	id[8] = id[8]&0x3f | 0x80

@@ -35,6 +35,10 @@ func (c *call) updateRequest() error {
 	if body.RequestID != 0 && body.RequestID != id {
 		return badRequest("The requestId in the body must be %d.", id)
 	}
+	ended, err := body.result()
+	if err != nil {
+		return err
+	}
 	s := c.srv
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -53,9 +57,7 @@ func (c *call) updateRequest() error {
 	}
 	now := time.Now()
 	s.receive(r, now)
-	if ended, err := body.result(); err != nil {
-		return err
-	} else if ended != "" {
+	if ended != "" {
 		s.finish(r, ended, "request-finished", c.who.name, "")
 		s.assignSecond(a, now)
 		return c.reply(http.StatusOK, c.row(r, r.progress, nil))
