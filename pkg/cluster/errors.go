@@ -128,7 +128,7 @@ func classify(op, kind, namespace string, err error) (sort error, remedy string)
 	case apierrors.IsForbidden(err):
 		return classifyForbidden(op, kind, namespace, message)
 	case apierrors.IsNotFound(err):
-		return classifyNotFound(kind, namespace, err)
+		return classifyNotFound(kind, err)
 	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsRequestEntityTooLargeError(err):
 		return ErrInvalid, "correct the settings or the class that this object is made from"
 	case apierrors.IsConflict(err):
@@ -159,21 +159,22 @@ func classifyForbidden(op, kind, namespace, message string) (sort error, remedy 
 	}
 }
 
-func classifyNotFound(kind, namespace string, err error) (sort error, remedy string) {
+// classifyNotFound tells what it is that is not there. When a RoleBinding is made,
+// a role that is missing is answered as a RoleBinding by the role's name.
+func classifyNotFound(kind string, err error) (sort error, remedy string) {
 	var status apierrors.APIStatus
-	if errors.As(err, &status) {
-		if details := status.Status().Details; details != nil {
-			switch details.Kind {
-			case "namespaces":
-				return ErrNamespaceAbsent, fmt.Sprintf("create namespace %q and apply the scaler's Role there, or correct the setting", namespace)
-			case "roles", "clusterroles":
-				if kind == kindRoleBinding {
-					return ErrRoleAbsent, fmt.Sprintf("create %s %q, or correct the role binding in the settings", strings.TrimSuffix(details.Kind, "s"), details.Name)
-				}
-			}
-		}
+	if !errors.As(err, &status) || status.Status().Details == nil {
+		return ErrNotFound, ""
 	}
-	return ErrNotFound, ""
+	missing := status.Status().Details
+	switch {
+	case missing.Kind == "namespaces":
+		return ErrNamespaceAbsent, fmt.Sprintf("create namespace %q and apply the scaler's Role there, or correct the setting", missing.Name)
+	case kind == kindRoleBinding:
+		return ErrRoleAbsent, fmt.Sprintf("create the role %q, or correct the role binding in the settings", missing.Name)
+	default:
+		return ErrNotFound, ""
+	}
 }
 
 // isQuotaMessage knows the words of the quota admission plug-in.

@@ -14,15 +14,15 @@ import (
 
 // The reasons of Events that this package reads.
 const (
-	eventUnhealthy        = "Unhealthy"
-	eventFailedCreate     = "FailedCreate"
-	eventFailedMount      = "FailedMount"
-	eventFailedAttach     = "FailedAttachVolume"
-	eventFailedSandbox    = "FailedCreatePodSandBox"
-	reasonCrashLoop       = "CrashLoopBackOff"
-	reasonOOMKilled       = "OOMKilled"
-	reasonDeadline        = "DeadlineExceeded"
-	exitNoBuild     int32 = 10
+	eventUnhealthy           = "Unhealthy"
+	eventFailedCreate        = "FailedCreate"
+	eventFailedMount         = "FailedMount"
+	eventFailedAttach        = "FailedAttachVolume"
+	eventFailedSandbox       = "FailedCreatePodSandBox"
+	reasonCrashLoop          = "CrashLoopBackOff"
+	reasonOOMKilled          = "OOMKilled"
+	reasonDeadline           = "DeadlineExceeded"
+	exitNoBuild        int32 = 10
 )
 
 // outcome is what an exit code of the entrypoint says.
