@@ -130,9 +130,8 @@ func (t *transport) attempt(req *http.Request, c call) (*http.Response, *Error) 
 		return nil, e
 	}
 	t.observe(resp.Header)
-	// The SDK writes this header to a package variable without a lock. It has no
-	// use for a client without a browser, so no request ever sees it.
-	delete(resp.Header, "X-Tfs-Session")
+	// The SDK writes this header to a package variable without a lock. It looks it up
+	// in this spelling, which net/http changes but another transport need not.
 	delete(resp.Header, "X-TFS-Session")
 
 	if c.stream && resp.StatusCode == http.StatusOK && !hasHTML(resp.Header) {

@@ -289,12 +289,20 @@ func TestWhatIsSent(t *testing.T) {
 		mu.Lock()
 		seen = append(seen, r)
 		mu.Unlock()
-		w.Header().Set("X-TFS-Session", "11111111-2222-3333-4444-555555555555")
 		answerJSON(w, 200, emptyList)
 	}
 	before := sdk.SessionId
 	for _, scheme := range []Scheme{"", SchemeBearer} {
-		c := newService(t, handler, func(c *Config) { c.Scheme, c.UserAgent = scheme, "azp-scaler/1.2.3" })
+		c := newService(t, handler, func(c *Config) {
+			c.Scheme, c.UserAgent = scheme, "azp-scaler/1.2.3"
+			c.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+				resp, err := http.DefaultTransport.RoundTrip(r)
+				if err == nil {
+					resp.Header["X-TFS-Session"] = []string{"11111111-2222-3333-4444-555555555555"}
+				}
+				return resp, err
+			})
+		})
 		if _, _, err := poll(t.Context(), c); err != nil {
 			t.Fatal(err)
 		}
@@ -386,10 +394,20 @@ func TestTokenRotation(t *testing.T) {
 	valid.Store("third")
 	write("..2/token", "third")
 	expect("third")
-	// The same length, within the clock's grain.
-	valid.Store("thing")
-	write("..2/token", "thing")
-	expect("thing")
+	// The same file, length and time of change, as of two writes within the clock's
+	// grain.
+	now := time.Now()
+	same := func(token string) {
+		t.Helper()
+		valid.Store(token)
+		write("..2/token", token)
+		if err := os.Chtimes(filepath.Join(dir, "..2/token"), now, now); err != nil {
+			t.Fatal(err)
+		}
+		expect(token)
+	}
+	same("third")
+	same("thing")
 	if err := os.Remove(filepath.Join(dir, "token")); err != nil {
 		t.Fatal(err)
 	}
