@@ -31,7 +31,7 @@ type Config struct {
 	AgentImage           string   `envconfig:"AZP_AGENT_IMAGE" needed:"true" desc:"Image of the agent, with agent-entrypoint in it"`
 	AgentImagePullPolicy string   `envconfig:"AZP_AGENT_IMAGE_PULL_POLICY" default:"IfNotPresent" desc:"Always, IfNotPresent or Never"`
 	AgentPullSecrets     Names    `envconfig:"AZP_AGENT_IMAGE_PULL_SECRETS" desc:"Names of pull Secrets in the agents' namespace, comma-separated"`
-	AgentSource          string   `envconfig:"AZP_AGENT_SOURCE" default:"auto" desc:"Where the agent program comes from: image, download, or auto (the image's if it has one)"`
+	AgentSource          string   `envconfig:"AZP_AGENT_SOURCE" default:"image" desc:"Where the agent program comes from: image (it is in there) or download (once per pod, from the service)"`
 	AgentVersion         string   `envconfig:"AZP_AGENT_VERSION" desc:"Version of the agent to download; without it the newest that the service offers"`
 	AgentTokenSecret     string   `envconfig:"AZP_AGENT_TOKEN_SECRET" default:"azp-token" desc:"Secret in the agents' namespace that holds the token with which pods register and remove agents"`
 	AgentTokenKey        string   `envconfig:"AZP_AGENT_TOKEN_SECRET_KEY" default:"token" desc:"Key of the token in that Secret"`
@@ -117,7 +117,7 @@ func (c Config) validateAgents(v *validator) {
 		v.add("AZP_AGENT_IMAGE", fmt.Sprintf("%q has blanks: want one image reference", c.AgentImage))
 	}
 	v.oneOf("AZP_AGENT_IMAGE_PULL_POLICY", c.AgentImagePullPolicy, "Always", "IfNotPresent", "Never")
-	v.oneOf("AZP_AGENT_SOURCE", c.AgentSource, "auto", "image", "download")
+	v.oneOf("AZP_AGENT_SOURCE", c.AgentSource, "image", "download")
 	v.object("AZP_AGENT_TOKEN_SECRET", c.AgentTokenSecret)
 	if len(validation.IsConfigMapKey(c.AgentTokenKey)) > 0 {
 		v.add("AZP_AGENT_TOKEN_SECRET_KEY", fmt.Sprintf("%q is no key of a Secret", c.AgentTokenKey))

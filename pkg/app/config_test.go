@@ -83,7 +83,7 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 		{"AZP_AGENT_IMAGE", "", []string{"is not set"}},
 		{"AZP_AGENT_IMAGE", "two images", []string{`"two images"`}},
 		{"AZP_AGENT_IMAGE_PULL_POLICY", "Sometimes", []string{`"Sometimes"`, "Always, IfNotPresent, Never"}},
-		{"AZP_AGENT_SOURCE", "magic", []string{`"magic"`, "auto, image, download"}},
+		{"AZP_AGENT_SOURCE", "magic", []string{`"magic"`, "image, download"}},
 		{"AZP_AGENT_TOKEN_SECRET", "No_Name", []string{`"No_Name"`}},
 		{"AZP_AGENT_TOKEN_SECRET_KEY", "a/b", []string{`"a/b"`}},
 		{"AZP_AGENT_CA_CONFIGMAP", "No_Name", []string{`"No_Name"`}},
