@@ -198,10 +198,13 @@ func get(ctx context.Context, url string) error {
 // Options.AuditLog stay. Calling it again does nothing.
 func (c *Cluster) Stop(ctx context.Context) error {
 	c.mu.Lock()
+	again := c.stopping
 	c.stopping = true
-	processes := c.processes
-	c.processes = nil
 	c.mu.Unlock()
+	if again {
+		return nil
+	}
+	processes := c.processes
 	end := c.report.Step("stopping Kubernetes")
 	ctx, cancel := context.WithTimeout(ctx, killLimit)
 	defer cancel()
