@@ -73,6 +73,9 @@ type environment struct {
 	cluster  *cluster.Cluster // As the scaler's own ServiceAccount, with the documented rights.
 	settings agentjob.Settings
 	changed  atomic.Int64
+
+	kubeconfig  string // Of the scaler.
+	suspendWait time.Duration
 }
 
 // setUp makes the namespaces, applies the manifests as an administrator would,
@@ -95,7 +98,6 @@ func setUp(t *testing.T) *environment {
 			made.Labels = map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}
 		}
 		must(e.admin.CoreV1().Namespaces().Create(t.Context(), made, metav1.CreateOptions{}))(t)
-		// Pods need their namespace's default account and root certificate to be there.
 	}
 	must(e.admin.CoreV1().ServiceAccounts(scaler).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "azp-scaler"}}, metav1.CreateOptions{}))(t)
 	e.apply("agents/rbac-agents.yaml", e.agents, scaler)
@@ -108,19 +110,27 @@ func setUp(t *testing.T) *environment {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config, err := clientcmd.BuildConfigFromFlags("", file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.QPS, config.Burst = 1000, 1000
-	e.wire = &wire{}
-	config.Wrap(func(next http.RoundTripper) http.RoundTripper { e.wire.next = next; return e.wire })
+	e.kubeconfig = file
 	e.settings = agentjob.DefaultSettings()
 	e.settings.Identity = agentjob.Identity{
 		Instance: "abcdefgh", Namespace: e.agents, Pool: agentpool.Pool{ID: 7, Name: "linux"}, URL: "https://dev.azure.com/acme",
 	}
-	e.cluster = e.connect(config, e.target)
+	e.cluster = e.connect(e.signIn(), e.target)
 	return e
+}
+
+// signIn gives a configuration of the scaler's own, with a wire of its own.
+func (e *environment) signIn() *rest.Config {
+	e.t.Helper()
+	config, err := clientcmd.BuildConfigFromFlags("", e.kubeconfig)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	config.QPS, config.Burst = 1000, 1000
+	line := &wire{}
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper { line.next = next; return line })
+	e.wire = line
+	return config
 }
 
 // connect makes a Cluster without running its watches.
@@ -128,7 +138,7 @@ func (e *environment) connect(config *rest.Config, targets ...string) *cluster.C
 	e.t.Helper()
 	c, err := cluster.New(cluster.Config{
 		Client: kubernetes.NewForConfigOrDie(config), Namespace: e.agents, Instance: "abcdefgh", TargetNamespaces: targets,
-		OnChange: func() { e.changed.Add(1) },
+		OnChange: func() { e.changed.Add(1) }, SuspendWait: e.suspendWait,
 	})
 	if err != nil {
 		e.t.Fatal(err)
@@ -216,6 +226,9 @@ func onNode(annotations ...string) func(*agentpool.AgentClass, *batchv1.JobTempl
 		}
 	}
 }
+
+// kubeFinishAtOnce has a pod end as soon as it listens.
+func kubeFinishAtOnce() []string { return []string{kube.SimulateFinishAfter, "1ms"} }
 
 // ensure makes a Job that must succeed.
 func (e *environment) ensure(job *batchv1.Job) agentpool.AgentJob {
@@ -324,12 +337,13 @@ func must[T any](value T, err error) func(*testing.T) T {
 type wire struct {
 	next http.RoundTripper
 
-	mu     sync.Mutex
-	all    int
-	writes []string
-	cutAt  int  // The number of the write from which on nothing gets through; 0 is never.
-	sent   bool // That write still reaches the server, only its answer is lost.
-	before func(write string)
+	mu      sync.Mutex
+	all     int
+	writes  []string
+	cutAt   int  // The number of the write from which on nothing gets through; 0 is never.
+	sent    bool // That write still reaches the server, only its answer is lost.
+	before  func(write string)
+	refuses string // What of the path makes a call fail.
 }
 
 var errCut = errors.New("the line is cut")
@@ -354,6 +368,7 @@ func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 		last = len(w.writes) == w.cutAt
 	}
 	sent, before := w.sent, w.before
+	cut = cut || (w.refuses != "" && strings.HasSuffix(r.URL.Path, w.refuses))
 	w.mu.Unlock()
 	if cut || (last && !sent) {
 		return nil, errCut
@@ -382,6 +397,13 @@ func (w *wire) restore() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.writes, w.cutAt, w.all, w.before = nil, 0, 0, nil
+}
+
+// refuse has every call whose path ends so fail; none if it is empty.
+func (w *wire) refuse(path string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.refuses = path
 }
 
 // intercept calls a function before every write.

@@ -1,0 +1,255 @@
+package cluster_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
+	"github.com/azp-scaler/azp-scaler/pkg/cluster"
+	kube "github.com/azp-scaler/azp-scaler/test/cluster"
+)
+
+func agentRuns(pod corev1.Pod) bool {
+	for _, status := range pod.Status.ContainerStatuses {
+		if status.Name == agentjob.ContainerAgent && status.State.Running != nil {
+			return true
+		}
+	}
+	return false
+}
+
+func TestDeleteJobLeavesNothing(t *testing.T) {
+	t.Parallel()
+	e := setUp(t)
+	kept := e.ensure(e.job(1, 0))
+	gone := e.ensure(e.job(2, 0))
+	e.awaitPod(kept.Name, anyPod)
+	e.awaitPod(gone.Name, anyPod)
+	// Another Job of the name, and none of it, are nothing to delete.
+	for _, c := range []struct{ name, uid string }{{kept.Name, "another"}, {"azp-abcdefgh-7-3-0", "gone"}} {
+		if err := e.cluster.DeleteJob(t.Context(), c.name, c.uid); err != nil {
+			t.Errorf("%s, %s: %v", c.name, c.uid, err)
+		}
+	}
+	if err := e.cluster.DeleteJob(t.Context(), gone.Name, gone.UID); err != nil {
+		t.Fatal(err)
+	}
+	e.await("everything is gone", func() bool { return e.left(gone.Name) == "" }, func() any { return e.left(gone.Name) })
+	if got := e.left(kept.Name); got != "job pod serviceaccount rolebinding" {
+		t.Errorf("of the other build there is %q", got)
+	}
+}
+
+func TestDeleteLeavesForeignJobsAlone(t *testing.T) {
+	t.Parallel()
+	e := setUp(t)
+	job := e.job(1, 0)
+	job.Labels[agentjob.LabelInstance] = "other234"
+	job = must(e.admin.BatchV1().Jobs(e.agents).Create(t.Context(), job, metav1.CreateOptions{}))(t)
+	if err := e.cluster.DeleteJob(t.Context(), job.Name, string(job.UID)); err != nil {
+		t.Error(err)
+	}
+	if _, err := e.cluster.DeleteUnstarted(t.Context(), job.Name, string(job.UID)); err != nil {
+		t.Error(err)
+	}
+	if e.live(job.Name) == nil {
+		t.Error("another installation's Job was deleted")
+	}
+}
+
+func TestDeleteUnstarted(t *testing.T) {
+	t.Parallel()
+	e := setUp(t)
+	ctx := t.Context()
+
+	t.Run("a suspended Job", func(t *testing.T) {
+		job := must(e.admin.BatchV1().Jobs(e.agents).Create(ctx, e.job(1, 0), metav1.CreateOptions{}))(t)
+		e.deleteUnstarted(t, job.Name, string(job.UID), true)
+	})
+	t.Run("a pod without a node", func(t *testing.T) {
+		job := e.ensure(e.job(2, 0))
+		e.awaitPod(job.Name, anyPod)
+		e.deleteUnstarted(t, job.Name, job.UID, true)
+	})
+	t.Run("a pod that can't get its image", func(t *testing.T) {
+		job := e.ensure(e.job(3, 0, onNode(kube.SimulateOutcome, kube.OutcomeImagePullBackOff)))
+		e.awaitPod(job.Name, func(p corev1.Pod) bool {
+			return len(p.Status.InitContainerStatuses)+len(p.Status.ContainerStatuses) > 0
+		})
+		e.deleteUnstarted(t, job.Name, job.UID, true)
+	})
+	t.Run("an agent that runs and does not listen yet", func(t *testing.T) {
+		job := e.ensure(e.job(4, 0, onNode(kube.SimulateOutcome, kube.OutcomeSilent)))
+		e.awaitPod(job.Name, agentRuns)
+		e.deleteUnstarted(t, job.Name, job.UID, false)
+	})
+	t.Run("an agent that waits", func(t *testing.T) {
+		job := e.ensure(e.job(5, 0, onNode()))
+		e.awaitPod(job.Name, agentRuns)
+		e.deleteUnstarted(t, job.Name, job.UID, false)
+	})
+	t.Run("an agent that has ended", func(t *testing.T) {
+		job := e.ensure(e.job(6, 0, onNode(kube.SimulateFinishAfter, "1ms")))
+		e.awaitPod(job.Name, func(p corev1.Pod) bool { return p.Status.Phase == corev1.PodSucceeded })
+		e.deleteUnstarted(t, job.Name, job.UID, false)
+	})
+	t.Run("gone, or another one", func(t *testing.T) {
+		job := e.ensure(e.job(7, 0))
+		for _, c := range []struct{ name, uid string }{{job.Name, "another"}, {"azp-abcdefgh-7-8-0", "gone"}} {
+			if deleted, err := e.cluster.DeleteUnstarted(ctx, c.name, c.uid); err != nil || !deleted {
+				t.Errorf("%s %s: %t, %v", c.name, c.uid, deleted, err)
+			}
+		}
+		if e.live(job.Name) == nil {
+			t.Error("the other Job was deleted")
+		}
+	})
+}
+
+// deleteUnstarted calls it, and checks that all of the build is gone or none.
+func (e *environment) deleteUnstarted(t *testing.T, name, uid string, want bool) {
+	t.Helper()
+	before := e.left(name)
+	deleted, err := e.cluster.DeleteUnstarted(t.Context(), name, uid)
+	if err != nil || deleted != want {
+		t.Fatalf("deleted %t, %v; want %t", deleted, err, want)
+	}
+	if !want {
+		if after := e.left(name); after != before {
+			t.Errorf("there was %q, now %q", before, after)
+		}
+		for _, pod := range e.pods(name) {
+			if pod.DeletionTimestamp != nil {
+				t.Error("the pod is being deleted")
+			}
+		}
+		return
+	}
+	e.await("everything is gone", func() bool { return e.left(name) == "" }, func() any { return e.left(name) })
+}
+
+// TestDeleteUnstartedAfterAQuota has a Job whose pod can't be made now, and could
+// be at any moment.
+func TestDeleteUnstartedAfterAQuota(t *testing.T) {
+	t.Parallel()
+	e := setUp(t)
+	e.run()
+	e.noPods(t)
+	job := e.ensure(e.job(1, 0))
+	e.await("the reason", func() bool {
+		jobs := e.cluster.Jobs()
+		return len(jobs) == 1 && jobs[0].Reason == agentpool.ReasonQuota && strings.Contains(jobs[0].Message, "exceeded quota")
+	}, func() any { return e.cluster.Jobs() })
+	e.wire.restore()
+	e.deleteUnstarted(t, job.Name, job.UID, true)
+	if got := e.wire.written(); got[0] != "PATCH jobs" || got[1] != "DELETE jobs" {
+		t.Errorf("the Job was not suspended before it was deleted: %v", got)
+	}
+}
+
+// noPods has a quota keep every pod from being made.
+func (e *environment) noPods(t *testing.T) {
+	t.Helper()
+	must(e.admin.CoreV1().ResourceQuotas(e.agents).Create(t.Context(), &corev1.ResourceQuota{
+		ObjectMeta: metav1.ObjectMeta{Name: "none"},
+		Spec:       corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{corev1.ResourcePods: resource.MustParse("0")}},
+	}, metav1.CreateOptions{}))(t)
+	e.await("the quota's first count", func() bool {
+		return len(must(e.admin.CoreV1().ResourceQuotas(e.agents).Get(t.Context(), "none", metav1.GetOptions{}))(t).Status.Used) > 0
+	})
+}
+
+// TestDeleteUnstartedLosesRaces lets the agent get on between look and deletion,
+// in each of the ways it can: then it must live.
+func TestDeleteUnstartedLosesRaces(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name  string
+		make  func(*environment) (name, uid string)
+		write string // Before this write,
+		then  func(*environment, string)
+	}{
+		{"its container starts", func(e *environment) (string, string) {
+			job := e.ensure(e.job(1, 0))
+			e.awaitPod(job.Name, anyPod)
+			return job.Name, job.UID
+		}, "DELETE pods", func(e *environment, name string) {
+			pod := e.pods(name)[0]
+			pod.Status.ContainerStatuses = []corev1.ContainerStatus{{
+				Name: agentjob.ContainerAgent, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.Now()}},
+			}}
+			if _, err := e.admin.CoreV1().Pods(e.agents).UpdateStatus(context.Background(), &pod, metav1.UpdateOptions{}); err != nil {
+				e.t.Error(err)
+			}
+		}},
+		{"somebody lets the Job run", func(e *environment) (string, string) {
+			job, err := e.admin.BatchV1().Jobs(e.agents).Create(context.Background(), e.job(1, 0), metav1.CreateOptions{})
+			if err != nil {
+				e.t.Fatal(err)
+			}
+			return job.Name, string(job.UID)
+		}, "DELETE jobs", func(e *environment, name string) {
+			if _, err := e.admin.BatchV1().Jobs(e.agents).Patch(context.Background(), name, types.MergePatchType, []byte(`{"spec":{"suspend":false}}`), metav1.PatchOptions{}); err != nil {
+				e.t.Error(err)
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			e := setUp(t)
+			name, uid := c.make(e)
+			raced := false
+			e.wire.intercept(func(write string) {
+				if write == c.write && !raced {
+					raced = true
+					c.then(e, name)
+				}
+			})
+			deleted, err := e.cluster.DeleteUnstarted(t.Context(), name, uid)
+			if deleted || !errors.Is(err, cluster.ErrStale) || !raced {
+				t.Errorf("deleted %t, %v, raced %t", deleted, err, raced)
+			}
+			if live := e.live(name); live == nil || live.DeletionTimestamp != nil {
+				t.Error("the Job is gone")
+			}
+			for _, pod := range e.pods(name) {
+				if pod.DeletionTimestamp != nil {
+					t.Error("the pod is being deleted")
+				}
+			}
+		})
+	}
+}
+
+// TestDeleteUnstartedWaitsForTheController has no Job controller answer, as the Job
+// is another controller's by name.
+func TestDeleteUnstartedWaitsForTheController(t *testing.T) {
+	t.Parallel()
+	e := setUp(t)
+	job := e.job(1, 0)
+	job.Spec.Suspend = new(false)
+	job.Spec.ManagedBy = new("example.com/nobody")
+	job.Spec.PodReplacementPolicy = nil
+	made := must(e.admin.BatchV1().Jobs(e.agents).Create(t.Context(), job, metav1.CreateOptions{}))(t)
+	e.suspendWait = 300 * time.Millisecond
+	e.cluster = e.connect(shared.RESTConfig(), e.target)
+	deleted, err := e.cluster.DeleteUnstarted(t.Context(), made.Name, string(made.UID))
+	if deleted || !errors.Is(err, cluster.ErrUnavailable) || !strings.Contains(err.Error(), "kube-controller-manager") {
+		t.Errorf("deleted %t, %v", deleted, err)
+	}
+	if live := e.live(made.Name); live == nil || !suspended(live) {
+		t.Error("the Job is gone, or runs")
+	}
+}
+
+func suspended(job *batchv1.Job) bool { return job.Spec.Suspend != nil && *job.Spec.Suspend }
