@@ -80,7 +80,7 @@ func TestGoSDK(t *testing.T) {
 		t.Fatalf("agents %+v, %v", agents, err)
 	}
 
-	sdkRequests(t, s, connection, client)
+	sdkRequests(t, s, connection)
 
 	if err := client.DeleteAgent(ctx, taskagent.DeleteAgentArgs{PoolId: &s.pool, AgentId: added.Id}); err != nil {
 		t.Fatal(err)
@@ -96,7 +96,7 @@ func TestGoSDK(t *testing.T) {
 }
 
 // sdkRequests sends what the SDK has a model for but no method.
-func sdkRequests(t *testing.T, s *service, connection *azuredevops.Connection, client taskagent.Client) {
+func sdkRequests(t *testing.T, s *service, connection *azuredevops.Connection) {
 	t.Helper()
 	ctx := t.Context()
 	id := s.queue(azuredevopstest.Build{Name: "sdk", Demands: []string{"npm"}})
@@ -106,6 +106,7 @@ func sdkRequests(t *testing.T, s *service, connection *azuredevops.Connection, c
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() { _ = resp.Body.Close() }()
 	var rows []taskagent.TaskAgentJobRequest
 	if err := raw.UnmarshalCollectionBody(resp, &rows); err != nil {
 		t.Fatal(err)

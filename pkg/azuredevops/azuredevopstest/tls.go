@@ -10,8 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
-	"log"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -33,7 +32,7 @@ type Endpoint struct {
 // for the host of the address, for localhost and for the further names or IP
 // addresses. Close ends it.
 func (s *Server) StartTLS(addr string, extraNames ...string) (Endpoint, error) {
-	listener, err := net.Listen("tcp", addr)
+	listener, err := new(net.ListenConfig).Listen(s.ctx, "tcp", addr)
 	if err != nil {
 		return Endpoint{}, fmt.Errorf("serve the fake Azure DevOps on %s: %w", addr, err)
 	}
@@ -58,7 +57,7 @@ func (s *Server) StartTLS(addr string, extraNames ...string) (Endpoint, error) {
 		},
 		ReadHeaderTimeout: 30 * time.Second,
 		// Callers that do not trust the authority are part of the tests.
-		ErrorLog: log.New(io.Discard, "", 0),
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
