@@ -151,7 +151,13 @@ func (p program) carryOut(ctx context.Context, step agent.Step, config configura
 
 // newLogger makes the log that the settings ask for.
 func newLogger(w io.Writer, config configuration) *slog.Logger {
-	options := &slog.HandlerOptions{Level: config.logLevel}
+	options := &slog.HandlerOptions{Level: config.logLevel, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Value.Kind() == slog.KindDuration {
+			// JSON would show nanoseconds.
+			a.Value = slog.StringValue(a.Value.Duration().String())
+		}
+		return a
+	}}
 	if config.logText {
 		return slog.New(slog.NewTextHandler(w, options))
 	}

@@ -91,6 +91,7 @@ func (s *Supervisor) supervise(ctx context.Context, with coordination, idleLimit
 		if err != nil {
 			return outcomeOf(err, ExitConfiguration, "")
 		}
+		s.log.Info("the agent program is started", "pid", l.cmd.Process.Pid)
 		r.started = append(r.started, l)
 		r.follow(ctx, l)
 		r.ending.code = l.code
