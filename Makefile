@@ -57,12 +57,13 @@ test-unit: $(GOTESTSUM) need-cc ## Run the tests that need no cluster, with the 
 	@packages="$(UNIT)"; \
 	CGO_ENABLED=1 $(GOTESTSUM) --format $(TEST_FORMAT) -- -race -timeout $(UNIT_TIMEOUT) $(TEST_FLAGS) $$packages
 
-# One package at a time: each starts a cluster of its own.
+# One package at a time, as each starts a cluster of its own, and never from go's cache of results, as what the tests
+# see of the machine is more than the files that go knows of.
 .PHONY: test-e2e
 test-e2e: $(GOTESTSUM) need-cc ## Run the tests on the cluster: a real node as root, simulated pods otherwise.
 	@packages="$(E2E)"; \
 	if [ -z "$$packages" ]; then echo "no package uses the test cluster" >&2; exit 1; fi; \
-	CGO_ENABLED=1 $(GOTESTSUM) --format $(TEST_FORMAT) -- -race -p 1 -timeout $(E2E_TIMEOUT) $(TEST_FLAGS) $$packages
+	CGO_ENABLED=1 $(GOTESTSUM) --format $(TEST_FORMAT) -- -race -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(TEST_FLAGS) $$packages
 
 ##@ Code
 .PHONY: build
