@@ -31,12 +31,11 @@ const (
 type artefacts struct {
 	root         string // Of the repository.
 	scaler       string
-	image        string // OCI archive.
 	agentPackage azuredevopstest.AgentPackage
 }
 
-// build makes the scaler, the entrypoint, the stand-in agent and the image.
-func build(ctx context.Context, steps *steps, dir string, programs cluster.Binaries, options Options) (artefacts, error) {
+// build makes the scaler, the entrypoint and the stand-in agent.
+func build(ctx context.Context, steps *steps, dir string, options Options) (artefacts, error) {
 	root, err := repository()
 	if err != nil {
 		return artefacts{}, err
@@ -62,11 +61,23 @@ func build(ctx context.Context, steps *steps, dir string, programs cluster.Binar
 		return built, err
 	}
 	built.agentPackage = azuredevopstest.AgentPackage{Platform: platform, Version: fakeagent.DefaultVersion, Path: tarball}
-	built.image = filepath.Join(dir, "agent-image.tar")
-	err = steps.run("building the agent's image", func() error {
-		return buildImage(ctx, built.image, filepath.Join(bin, "agent-entrypoint"), tarball, programs, options)
+	return built, nil
+}
+
+// loadImage makes the agent's image and gives it to the node.
+func (e *Env) loadImage(ctx context.Context, steps *steps, dir string, built artefacts, options Options) error {
+	archive := filepath.Join(e.private, "agent-image.tar")
+	if err := steps.run("building the agent's image", func() error {
+		return buildImage(ctx, archive, filepath.Join(dir, "bin", "agent-entrypoint"), built.agentPackage.Path, e.cluster.Binaries(), options)
+	}); err != nil {
+		return err
+	}
+	return steps.run("loading the agent's image into the node", func() error {
+		if err := e.cluster.LoadImage(ctx, archive); err != nil {
+			return err
+		}
+		return os.Remove(archive) // The node has its own copy now, and it is large.
 	})
-	return built, err
 }
 
 func buildImage(ctx context.Context, target, entrypoint, tarball string, programs cluster.Binaries, options Options) error {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops/azuredevopstest"
 	"github.com/azp-scaler/azp-scaler/test/cluster"
+	"github.com/azp-scaler/azp-scaler/test/e2e/hostnode"
 	"github.com/azp-scaler/azp-scaler/test/e2e/interpose"
 )
 
@@ -63,6 +64,7 @@ type Env struct {
 
 	cluster *cluster.Cluster
 	config  *rest.Config
+	node    *hostnode.Node   // Nil where the node is real.
 	proxy   *interpose.Proxy // Nil without Options.Interpose.
 	private string           // Directory of what must not stay; it goes with the cluster.
 }
@@ -103,8 +105,7 @@ func (e *Env) start(ctx context.Context, options Options, dir string) error {
 		Node: options.Node, AuditLog: e.KubeAuditLog, ControllerManagerQPS: options.ControllerManagerQPS, Progress: options.Progress,
 	}
 	// Built first and alone: it takes minutes the first time, and both cores.
-	programs, err := cluster.Ensure(ctx, clusterOptions)
-	if err != nil {
+	if _, err := cluster.Ensure(ctx, clusterOptions); err != nil {
 		return err
 	}
 	var built artefacts
@@ -114,7 +115,7 @@ func (e *Env) start(ctx context.Context, options Options, dir string) error {
 		return err
 	})
 	group.Go(func() (err error) {
-		built, err = build(groupCtx, steps, dir, programs, options)
+		built, err = build(groupCtx, steps, dir, options)
 		return err
 	})
 	if err := group.Wait(); err != nil {
@@ -126,13 +127,18 @@ func (e *Env) start(ctx context.Context, options Options, dir string) error {
 	if err := e.startService(dir, built, options); err != nil {
 		return err
 	}
-	if err := steps.run("loading the agent's image into the node", func() error {
-		return e.cluster.LoadImage(ctx, built.image)
-	}); err != nil {
-		return err
+	if e.Node() == cluster.Real {
+		if err := e.loadImage(ctx, steps, dir, built, options); err != nil {
+			return err
+		}
 	}
 	if err := steps.run("installing", func() error { return e.install(ctx, built.root) }); err != nil {
 		return err
+	}
+	if e.Node() == cluster.Simulated {
+		if err := steps.run("starting a node whose containers are processes", func() error { return e.startProcessNode(ctx, dir, built, options) }); err != nil {
+			return err
+		}
 	}
 	if err := e.Service.AddPlaceholder(ctx); err != nil {
 		return err
@@ -234,6 +240,9 @@ func (e *Env) Close(ctx context.Context) error {
 	}
 	if e.proxy != nil {
 		e.proxy.Close()
+	}
+	if e.node != nil {
+		failures = append(failures, e.node.Close(ctx))
 	}
 	// The cluster goes before the service: pods that lose the service would
 	// only complain.
