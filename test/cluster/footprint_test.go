@@ -12,103 +12,177 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/client-go/tools/clientcmd"
+
 	"github.com/azp-scaler/azp-scaler/test/cluster"
+	"github.com/azp-scaler/azp-scaler/test/cluster/internal/proc"
 )
 
 // ownerVariable makes this test's program the owner of a cluster, to be killed.
 const ownerVariable = "AZP_CLUSTER_TEST_OWNER"
 
-// traces is what a cluster could leave on the machine, by kind.
-type traces map[string][]string
+// footprint is what one cluster has on the machine. Other clusters may run at
+// the same time, so everything is found by what is this one's alone.
+type footprint struct {
+	// paths are files and directories: the cluster's own, its cgroups, its
+	// record, the machine's end of its link.
+	paths []string
+	// namespaces are the PID namespaces of its processes other than ours.
+	namespaces []string
+	// processes are those that its record names.
+	processes []proc.ID
+	// record is the path that is an argument of its cleaner.
+	record string
+	// directory is its own, which shows in mounts.
+	directory string
+	// places are those outside that Kubernetes would use, and that were not there.
+	places []string
+}
 
-func footprint(t *testing.T) traces {
+// fixedPlaces are written into by Kubernetes' programs when nobody hinders them.
+func fixedPlaces() []string {
+	var absent []string
+	for _, place := range []string{
+		"/etc/cni", "/opt/cni", "/opt/containerd", "/run/azp", "/run/azp-audit", "/run/containerd/s", "/run/flannel",
+		"/var/lib/cni", "/var/lib/containerd", "/var/lib/kubelet", "/var/log/containers", "/var/log/pods", "/var/run/kubernetes",
+	} {
+		if _, err := os.Stat(place); err != nil {
+			absent = append(absent, place)
+		}
+	}
+	return absent
+}
+
+// footprintOf finds all that a running cluster has, by its kubeconfig.
+func footprintOf(t *testing.T, kubeconfig string, absent []string) footprint {
 	t.Helper()
-	found := traces{}
-	glob := func(kind, pattern string) {
-		paths, err := filepath.Glob(pattern)
-		if err != nil {
-			t.Fatal(err)
-		}
-		found[kind] = paths
-	}
-	glob("links", "/sys/class/net/azpbox*")
-	glob("directories", filepath.Join(os.TempDir(), "azp-cluster-*"))
-	glob("cgroups of version 1", "/sys/fs/cgroup/*/azp-cluster-*")
-	glob("cgroups of version 2", "/sys/fs/cgroup/azp-cluster-*")
-	glob("named network namespaces", "/run/netns/*")
-	glob("directories of the runtime", "/run/containerd/*")
-	for _, dir := range []string{"/var/lib/cni", "/var/lib/kubelet", "/var/lib/containerd", "/var/log/pods", "/opt/containerd", "/run/azp", "/run/azp-audit"} {
-		if _, err := os.Stat(dir); err == nil {
-			found["fixed places"] = append(found["fixed places"], dir)
-		}
-	}
+	f := footprint{directory: filepath.Dir(kubeconfig), places: absent}
+	f.paths = append(f.paths, f.directory)
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}
-	glob("records", filepath.Join(cache, "azp-scaler", "cluster", "runs", "*"))
-	mounts, err := os.Open("/proc/self/mounts")
+	f.record = recordOf(t, filepath.Join(cache, "azp-scaler", "cluster", "runs"), f.directory)
+	f.paths = append(f.paths, f.record)
+	text, err := os.ReadFile(f.record)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = mounts.Close() }()
-	lines := bufio.NewScanner(mounts)
-	for lines.Scan() {
-		if strings.Contains(lines.Text(), "azp") {
-			found["mounts"] = append(found["mounts"], lines.Text())
+	own, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		kind, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		switch kind {
+		case "cgroup":
+			f.paths = append(f.paths, value)
+		case "process":
+			var id proc.ID
+			if _, err := fmt.Sscan(value, &id.PID, &id.Start); err != nil {
+				t.Fatal(err)
+			}
+			f.processes = append(f.processes, id)
+			namespace, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", id.PID))
+			if err == nil && namespace != own && !slices.Contains(f.namespaces, namespace) {
+				f.namespaces = append(f.namespaces, namespace)
+			}
 		}
 	}
-	found["processes"] = clusterProcesses(t, filepath.Join(cache, "azp-scaler", "cluster"))
-	return found
+	if config, err := clientcmd.BuildConfigFromFlags("", kubeconfig); err != nil {
+		t.Error(err)
+	} else if rest, found := strings.CutPrefix(config.Host, "https://10.201."); found {
+		number, _, _ := strings.Cut(rest, ".")
+		f.paths = append(f.paths, "/sys/class/net/azpbox"+number)
+	}
+	if len(f.processes) == 0 {
+		t.Error("the cluster's record names no process")
+	}
+	if missing := len(f.paths) - len(f.left(t, "path")); missing != 0 {
+		t.Errorf("%d of the paths %v are not there while the cluster runs", missing, f.paths)
+	}
+	return f
 }
 
-// clusterProcesses lists those whose program is one of ours, and the cleaners.
-func clusterProcesses(t *testing.T, cache string) []string {
+func recordOf(t *testing.T, runs, directory string) string {
 	t.Helper()
+	records, err := filepath.Glob(filepath.Join(runs, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, record := range records {
+		text, err := os.ReadFile(record)
+		if err == nil && strings.Contains(string(text), "directory "+directory+"\n") {
+			return record
+		}
+	}
+	t.Fatalf("no record in %s names %s", runs, directory)
+	return ""
+}
+
+// left lists what is still there; kind, if given, limits it.
+func (f footprint) left(t *testing.T, kind string) []string {
+	t.Helper()
+	var left []string
+	add := func(of, what string) {
+		if kind == "" || kind == of {
+			left = append(left, of+" "+what)
+		}
+	}
+	for _, path := range f.paths {
+		if _, err := os.Lstat(path); err == nil {
+			add("path", path)
+		}
+	}
+	for _, place := range f.places {
+		if _, err := os.Lstat(place); err == nil {
+			add("place", place)
+		}
+	}
+	for _, id := range f.processes {
+		if id.Alive() {
+			add("process", fmt.Sprint(id.PID))
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(mounts), f.directory) {
+		add("mount", f.directory)
+	}
 	entries, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var found []string
 	for _, entry := range entries {
-		program, err := os.Readlink(filepath.Join(entry, "exe"))
-		if err != nil {
-			continue
+		if namespace, err := os.Readlink(filepath.Join(entry, "ns", "pid")); err == nil && slices.Contains(f.namespaces, namespace) {
+			add("process", entry)
 		}
-		arguments, err := os.ReadFile(filepath.Join(entry, "cmdline"))
-		if err != nil {
-			continue
-		}
-		line := strings.ReplaceAll(string(arguments), "\x00", " ")
-		if strings.HasPrefix(program, cache) || strings.Contains(line, "azp-cluster-cleaner") || program == "/pause" {
-			found = append(found, fmt.Sprintf("%s %s %.80s", filepath.Base(entry), program, line))
+		if arguments, err := os.ReadFile(filepath.Join(entry, "cmdline")); err == nil && strings.Contains(string(arguments), f.record) {
+			add("cleaner", entry)
 		}
 	}
-	return found
+	return left
 }
 
-// compareFootprint fails if anything is there that was not there before.
-// Another test's cluster may come and go meanwhile, so what it finds must stay
-// to count: the look is repeated until nothing is left, or the limit.
-func compareFootprint(t *testing.T, before traces) {
+// gone fails the test if anything stays. After Stop nothing may be left at once;
+// after a kill the kernel and the cleaner are given a moment.
+func (f footprint) gone(t *testing.T, within time.Duration) {
 	t.Helper()
-	limit := time.Now().Add(20 * time.Second)
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	limit := time.After(within)
 	for {
-		left := traces{}
-		for kind, now := range footprint(t) {
-			for _, one := range now {
-				if !slices.Contains(before[kind], one) {
-					left[kind] = append(left[kind], one)
-				}
-			}
-		}
+		left := f.left(t, "")
 		if len(left) == 0 {
 			return
 		}
-		if time.Now().After(limit) {
-			t.Fatalf("left on the machine: %v", left)
+		select {
+		case <-limit:
+			t.Fatalf("left on the machine after %s: %v", within, left)
+		case <-ticker.C:
 		}
-		<-time.After(100 * time.Millisecond)
 	}
 }
 
@@ -148,7 +222,7 @@ func TestKilledOwnerLeavesNothing(t *testing.T) {
 	}
 	for _, kind := range kinds {
 		t.Run(kind.String(), func(t *testing.T) {
-			before := footprint(t)
+			absent := fixedPlaces()
 			owner := exec.CommandContext(t.Context(), os.Args[0])
 			owner.Env = append(os.Environ(), ownerVariable+"="+kind.String())
 			output, err := owner.StdoutPipe()
@@ -164,8 +238,9 @@ func TestKilledOwnerLeavesNothing(t *testing.T) {
 				_ = owner.Wait()
 				t.Fatalf("the owner's cluster did not start: %v: %s", err, line)
 			}
-			if now := footprint(t); len(now["processes"]) <= len(before["processes"]) || len(now["directories"]) <= len(before["directories"]) {
-				t.Errorf("the test sees no cluster where there is one: %v", now)
+			left := footprintOf(t, strings.TrimSpace(strings.TrimPrefix(line, "ready ")), absent)
+			if kind == cluster.Real && len(left.namespaces) != 1 {
+				t.Errorf("the real node has %d PID namespaces, want 1", len(left.namespaces))
 			}
 			if err := owner.Process.Kill(); err != nil {
 				t.Fatal(err)
@@ -173,7 +248,7 @@ func TestKilledOwnerLeavesNothing(t *testing.T) {
 			if err := owner.Wait(); err == nil {
 				t.Error("the owner was killed and ended well")
 			}
-			compareFootprint(t, before)
+			left.gone(t, 30*time.Second)
 		})
 	}
 }

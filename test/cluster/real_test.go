@@ -37,7 +37,7 @@ const (
 func TestRealNode(t *testing.T) {
 	requireRoot(t)
 	audit := filepath.Join(t.TempDir(), "audit.log")
-	before := footprint(t)
+	absent := fixedPlaces()
 	began := time.Now()
 	c := start(t, cluster.Options{Node: cluster.Real, AuditLog: audit})
 	t.Logf("ready after %s", time.Since(began))
@@ -57,10 +57,11 @@ func TestRealNode(t *testing.T) {
 	if err := c.Err(); err != nil {
 		t.Errorf("a component died: %v", err)
 	}
+	left := footprintOf(t, c.AdminKubeconfig(), absent)
 	if err := c.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	compareFootprint(t, before)
+	left.gone(t, 0)
 	if _, err := os.Stat(audit); err != nil {
 		t.Errorf("the audit log does not outlive the cluster: %v", err)
 	}
