@@ -61,7 +61,7 @@ func TestDocumentation(t *testing.T) {
 			t.Fatalf("%s has no place for the table of %s", docsPath, name)
 		}
 		if old != table && !*updateDocs {
-			t.Errorf("the table of %s in %s differs from the code: run go test -run TestDocumentation -update ./cmd/agent-entrypoint", name, docsPath)
+			t.Errorf("the table of %s in %s differs from the code: run go test ./cmd/agent-entrypoint -run TestDocumentation -update", name, docsPath)
 		}
 		text = before + begin + table + end + after
 	}
