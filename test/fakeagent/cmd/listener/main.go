@@ -32,17 +32,15 @@ func main() {
 	}
 	// The name is only for show: without one the agent has to be given its own.
 	host, _ := os.Hostname()
-	info, err := os.Stdin.Stat()
 	os.Exit(listener.Main(listener.Process{
-		Args:        os.Args[1:],
-		Env:         env,
-		Stdout:      os.Stdout,
-		Stderr:      os.Stderr,
-		Root:        root.Dir(filepath.Dir(filepath.Dir(executable))),
-		Host:        host,
-		Signals:     listener.Signals{Interrupt: interrupt, IgnoreAll: func() { signal.Ignore(syscall.SIGINT, syscall.SIGTERM) }},
-		Kill:        kill,
-		Interactive: err == nil && info.Mode()&os.ModeCharDevice != 0,
+		Args:    os.Args[1:],
+		Env:     env,
+		Stdout:  os.Stdout,
+		Stderr:  os.Stderr,
+		Root:    root.Dir(filepath.Dir(filepath.Dir(executable))),
+		Host:    host,
+		Signals: listener.Signals{Interrupt: interrupt, IgnoreAll: func() { signal.Ignore(syscall.SIGINT, syscall.SIGTERM) }},
+		Kill:    kill,
 	}))
 }
 

@@ -37,6 +37,11 @@ func (l *listener) capabilities(agentName string) (map[string]string, error) {
 		}
 	}
 	architecture := map[string]string{"amd64": "X64", "arm64": "ARM64", "arm": "ARM"}[runtime.GOARCH]
+	// Whatever its standard input is, only an agent started as a service has no session.
+	interactive := "True"
+	if strings.EqualFold(l.command.values[flagStartup], "service") {
+		interactive = "False"
+	}
 	maps.Copy(found, map[string]string{
 		"Agent.Name":           agentName,
 		"Agent.Version":        l.release.Version,
@@ -45,7 +50,7 @@ func (l *listener) capabilities(agentName string) (map[string]string, error) {
 		"Agent.OSVersion":      kernel(),
 		"Agent.ComputerName":   l.Host,
 		"Agent.HomeDirectory":  string(l.Root),
-		"InteractiveSession":   map[bool]string{true: "True", false: "False"}[l.Interactive],
+		"InteractiveSession":   interactive,
 	})
 	more, err := l.Root.Capabilities()
 	if err != nil {

@@ -35,6 +35,7 @@ const (
 	flagWork       = "work"
 	flagCACert     = "sslcacert"
 	flagProxy      = "proxyurl"
+	flagStartup    = "startuptype"
 )
 
 func switches() []string {
@@ -42,7 +43,7 @@ func switches() []string {
 }
 
 func valued() []string {
-	return []string{flagURL, flagAuth, flagToken, flagPool, flagAgent, flagWork, flagCACert, flagProxy, "proxyusername", "proxypassword", "username", "password", "startuptype"}
+	return []string{flagURL, flagAuth, flagToken, flagPool, flagAgent, flagWork, flagCACert, flagProxy, "proxyusername", "proxypassword", "username", "password", flagStartup}
 }
 
 // command is a parsed command line together with the inputs of the environment.

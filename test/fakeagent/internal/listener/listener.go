@@ -47,8 +47,6 @@ type Process struct {
 	Signals Signals
 	// Kill ends this process as SIGKILL does; it does not come back.
 	Kill func()
-	// Interactive tells whether the standard input is a terminal.
-	Interactive bool
 }
 
 // Signals is how the process's signals reach the listener.

@@ -31,7 +31,7 @@ type job struct {
 	report   *reporter
 	switches faults.Set
 	log      *slog.Logger
-	kill     func()
+	kill     func() // Ends this process as SIGKILL does.
 
 	result string // So far.
 	order  int    // Of the last record.
@@ -90,12 +90,13 @@ func systemConnection(message wire.Job) (wire.Endpoint, error) {
 // is reported afterwards is reported all the same.
 func (j *job) run(ctx context.Context) (string, error) {
 	reporting := context.WithoutCancel(ctx)
+	j.report.orphaned = func() bool { return errors.Is(context.Cause(ctx), errListenerGone) }
 	record := &wire.Record{ID: j.wire.JobID, Type: "Job", Name: j.wire.JobDisplayName, RefName: j.wire.JobName, WorkerName: j.agent.Name}
 	j.report.begin(reporting, record)
 	j.phase(ctx, record.ID, "Initialize job", true, j.initialize)
 	for _, step := range j.wire.Steps {
-		if errors.Is(context.Cause(ctx), errListenerGone) {
-			return "", errListenerGone
+		if j.report.orphaned() {
+			break
 		}
 		if j.switches.Has(faults.WorkerCrash) {
 			j.kill()

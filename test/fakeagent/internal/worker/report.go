@@ -29,12 +29,18 @@ type reporter struct {
 	plan     wire.Plan
 	timeline string
 	log      *slog.Logger
+	// orphaned tells whether the listener is gone: as if it had crashed with it, the
+	// worker then reports nothing more.
+	orphaned func() bool
 }
 
 // try does a call until it succeeds or the attempts are used up.
 func (r *reporter) try(ctx context.Context, what string, do func(context.Context) error) error {
 	var err error
 	for attempt := range attempts {
+		if r.orphaned() {
+			return errListenerGone
+		}
 		if attempt > 0 {
 			time.Sleep(attemptPause << attempt)
 		}
