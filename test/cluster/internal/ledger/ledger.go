@@ -26,7 +26,7 @@ import (
 //go:embed reap.sh
 var reapScript string
 
-// reapLimit bounds one removal. The script's own limits are ten seconds per
+// reapLimit bounds one removal. The script's own limits are five seconds per
 // thing it removes; a whole run takes well under a second.
 const reapLimit = 60 * time.Second
 

@@ -24,12 +24,12 @@ running() {
 	return 1
 }
 
-# retry COMMAND: until it succeeds, for ten seconds at most.
+# retry COMMAND: until it succeeds, for about five seconds at most.
 retry() {
 	tries=0
 	until "$@"; do
 		tries=$((tries + 1))
-		[ "$tries" -lt 200 ] || return 1
+		[ "$tries" -lt 100 ] || return 1
 		sleep 0.05
 	done
 }
