@@ -35,7 +35,7 @@ type rowJSON struct {
 	JobName         string            `json:"jobName,omitempty"`
 	Demands         []string          `json:"demands,omitempty"`
 	ReservedAgent   *agentJSON        `json:"reservedAgent,omitempty"`
-	MatchedAgents   []agentJSON       `json:"matchedAgents,omitempty"`
+	MatchedAgents   json.RawMessage   `json:"matchedAgents,omitempty"`
 	MatchesAll      bool              `json:"matchesAllAgentsInPool,omitempty"`
 	Definition      *ownerJSON        `json:"definition,omitempty"`
 	Owner           *ownerJSON        `json:"owner,omitempty"`
@@ -52,9 +52,10 @@ type ownerJSON struct {
 	Name  string          `json:"name"`
 }
 
-// matchSet is which agents of a pool satisfy a set of demands.
+// matchSet is which agents of a pool satisfy a set of demands. They are held as
+// text, as thousands of rows may share them.
 type matchSet struct {
-	agents []agentJSON
+	agents json.RawMessage
 	all    bool
 }
 
@@ -123,12 +124,16 @@ func (m *matches) of(r *request) *matchSet {
 		return set
 	}
 	set := &matchSet{all: true}
+	var fitting []agentJSON
 	for _, a := range m.pool.sortedAgents() {
 		if a.satisfies(r.demands) {
-			set.agents = append(set.agents, m.c.agentReference(a))
+			fitting = append(fitting, m.c.agentReference(a))
 		} else {
 			set.all = false
 		}
+	}
+	if fitting != nil {
+		set.agents = json.RawMessage(mustJSON(fitting))
 	}
 	m.sets[r.demandKey] = set
 	return set
@@ -142,6 +147,8 @@ func (c *call) streamRows(p *pool, rows []rowSource, withMatches bool) func(io.W
 		if _, err := fmt.Fprintf(out, `%s{"count":%d,"value":[`, c.srv.mark(), len(rows)); err != nil {
 			return err
 		}
+		enc := json.NewEncoder(out)
+		enc.SetEscapeHTML(false)
 		known := &matches{c: c, pool: p, sets: make(map[string]*matchSet)}
 		for i, source := range rows {
 			if i > 0 {
@@ -149,11 +156,7 @@ func (c *call) streamRows(p *pool, rows []rowSource, withMatches bool) func(io.W
 					return err
 				}
 			}
-			text, err := c.rowText(source, known, withMatches)
-			if err != nil {
-				return err
-			}
-			if _, err := out.Write(text); err != nil {
+			if err := enc.Encode(c.rowOf(source, known, withMatches)); err != nil {
 				return err
 			}
 		}
@@ -164,20 +167,18 @@ func (c *call) streamRows(p *pool, rows []rowSource, withMatches bool) func(io.W
 	}
 }
 
-func (c *call) rowText(source rowSource, known *matches, withMatches bool) ([]byte, error) {
+// rowOf renders one row of an answer.
+func (c *call) rowOf(source rowSource, known *matches, withMatches bool) rowJSON {
 	c.srv.mu.Lock()
-	var row rowJSON
+	defer c.srv.mu.Unlock()
 	if source.request == nil {
-		row = c.historicRow(known.pool, source.history)
-	} else {
-		var set *matchSet
-		if withMatches && source.progress.result == "" {
-			set = known.of(source.request)
-		}
-		row = c.row(source.request, *source.progress, set)
+		return c.historicRow(known.pool, source.history)
 	}
-	c.srv.mu.Unlock()
-	return json.Marshal(row)
+	var set *matchSet
+	if withMatches && source.progress.result == "" {
+		set = known.of(source.request)
+	}
+	return c.row(source.request, *source.progress, set)
 }
 
 // getRequest answers one request.
