@@ -282,6 +282,20 @@ func TestEnsureTellsWhatToDo(t *testing.T) {
 	}
 }
 
+// TestEnsureGivesARoleThatTheScalerHolds: the other way to bind, without the verb.
+func TestEnsureGivesARoleThatTheScalerHolds(t *testing.T) {
+	t.Parallel()
+	e := setUp(t)
+	_, hold := manifest(t, "target/rbac-target.yaml")
+	hold.Name, hold.Namespace = "hold", e.target
+	hold.Subjects[0].Namespace = strings.Replace(e.agents, "agents", "scaler", 1)
+	hold.RoleRef = rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "view"}
+	must(e.admin.RbacV1().RoleBindings(e.target).Create(t.Context(), hold, metav1.CreateOptions{}))(t)
+	job := e.job(1, 0, func(c *agentpool.AgentClass, _ *batchv1.JobTemplateSpec) { c.RoleBindings[0].Name = "view" })
+	var err error
+	e.await("the role is given", func() bool { _, err = e.cluster.Ensure(t.Context(), job); return err == nil }, func() any { return err })
+}
+
 func TestEnsureRefusesAJobThatIsNotSuspended(t *testing.T) {
 	t.Parallel()
 	e := setUp(t)

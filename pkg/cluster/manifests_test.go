@@ -1,16 +1,20 @@
 package cluster_test
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/cluster"
@@ -44,6 +48,27 @@ func TestManifestsGiveExactlyTheRightsNeeded(t *testing.T) {
 		}
 		if binding.RoleRef.Kind != "Role" || binding.RoleRef.Name != role.Name || len(binding.Subjects) != 1 {
 			t.Errorf("%s binds %+v to %+v", file, binding.RoleRef, binding.Subjects)
+		}
+	}
+}
+
+// TestManifestsAreTaken has the API server look at all of them, unknown fields
+// included, as a user would apply them.
+func TestManifestsAreTaken(t *testing.T) {
+	t.Parallel()
+	e := setUp(t)
+	must(e.admin.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "azp-target"}}, metav1.CreateOptions{}))(t)
+	manifests := filepath.Join("..", "..", "deploy", "kustomize")
+	for _, args := range [][]string{
+		{"apply", "-f", filepath.Join(manifests, "namespaces.yaml")},
+		{"apply", "-k", filepath.Join(manifests, "base"), "--dry-run=server", "--validate=strict"},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		defer cancel()
+		command := exec.CommandContext(ctx, shared.Binaries().Kubectl(), append([]string{"--kubeconfig", shared.AdminKubeconfig()}, args...)...)
+		out, err := command.CombinedOutput()
+		if err != nil || strings.Contains(strings.ToLower(string(out)), "warning") {
+			t.Errorf("kubectl %v: %v\n%s", args, err, out)
 		}
 	}
 }
