@@ -72,5 +72,5 @@ func TestDocumentation(t *testing.T) {
 	}
 }
 
-//nolint:gochecknoglobals // A flag of the test binary.
+// updateDocs says to write the tables instead of comparing them.
 var updateDocs = flag.Bool("update", false, "write the tables of the documentation")

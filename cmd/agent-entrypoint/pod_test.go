@@ -30,8 +30,6 @@ const patience = 60 * time.Second
 const canary = "c4n4ryc4n4ryc4n4ryc4n4ryc4n4ryc4n4ryc4n4ryc4n4ryc4n4"
 
 // entrypoint is the path of the real binary, built once.
-//
-//nolint:gochecknoglobals // Set by TestMain alone, before any test.
 var entrypoint string
 
 func TestMain(m *testing.M) {
@@ -47,10 +45,15 @@ func buildAndRun(m *testing.M) int {
 		return complain(err)
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
+	// Some tests run it as other users.
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // A folder of programs.
+		return complain(err)
+	}
 	entrypoint = filepath.Join(dir, "agent-entrypoint")
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	if out, err := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", entrypoint, ".").CombinedOutput(); err != nil {
+	args := append([]string{"build", "-trimpath", "-o", entrypoint}, buildFlags()...)
+	if out, err := exec.CommandContext(ctx, "go", append(args, ".")...).CombinedOutput(); err != nil { //nolint:gosec // The arguments are above.
 		return complain(fmt.Errorf("building the entrypoint: %w: %s", err, out))
 	}
 	return m.Run()
@@ -64,6 +67,8 @@ type pod struct {
 	url     string
 	dir     string
 	env     map[string]string
+	// as is the user of the containers; nil is the test's own.
+	as *syscall.Credential
 }
 
 // newPod makes a pod with fake programs in its image, and a service with one pool.
@@ -102,11 +107,17 @@ func newPodWith(t *testing.T, options azuredevopstest.Options) *pod {
 	}
 	self, err := os.Executable()
 	p.must(err)
-	p.program("root/config.sh", fmt.Sprintf("#!/bin/sh\nexec %q %s \"$@\"\n", self, fakeConfig))
-	p.program("root/bin/Agent.Listener", fmt.Sprintf("#!/bin/sh\nexec %q %s \"$@\"\n", self, fakeListener))
+	p.image(self)
 	p.script("fake-config", "register")
 	p.script("fake-listener", "print Listening for Jobs", "wait never")
 	return p
+}
+
+// image puts fake programs into the agent root, which the given program plays.
+func (p *pod) image(player string) {
+	p.t.Helper()
+	p.program("root/config.sh", fmt.Sprintf("#!/bin/sh\nexec %q %s \"$@\"\n", player, fakeConfig))
+	p.program("root/bin/Agent.Listener", fmt.Sprintf("#!/bin/sh\nexec %q %s \"$@\"\n", player, fakeListener))
 }
 
 func (p *pod) must(err error) {
@@ -246,6 +257,7 @@ func (p *pod) start(step string, env ...string) *container {
 	c.cmd.Dir = p.path("home")
 	c.cmd.Stdout, c.cmd.Stderr = &c.stdout, &c.stderr
 	c.cmd.WaitDelay = 5 * time.Second
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.as}
 	p.must(c.cmd.Start())
 	go func() {
 		defer close(c.exited)

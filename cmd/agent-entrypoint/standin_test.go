@@ -16,8 +16,6 @@ import (
 )
 
 // standInPackage builds the stand-in agent once. It lies in the user's cache.
-//
-//nolint:gochecknoglobals // Built by the first test that needs it.
 var standInPackage = sync.OnceValues(func() (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {

@@ -63,7 +63,7 @@ func (s *Supervisor) Withdraw(ctx context.Context) Outcome {
 	}
 	o := outcomeOf(err, ExitUnreachable, message)
 	if err == nil {
-		s.log.Info(message, "agent", s.settings.AgentName)
+		s.log.Info("the verdict is told", "agent", s.settings.AgentName, "verdict", message)
 	}
 	return o
 }
