@@ -57,7 +57,7 @@ func realMain() int {
 	switch {
 	case errors.Is(context.Cause(ctx), errInterrupted) && !(settings.keep && err == nil):
 		fmt.Fprintln(os.Stderr, "Interrupted: everything the demo started is gone.")
-		if err != nil && !errors.Is(err, context.Canceled) {
+		if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errInterrupted) {
 			fmt.Fprintln(os.Stderr, err)
 		}
 		return exitInterrupted

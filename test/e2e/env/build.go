@@ -45,7 +45,9 @@ func build(ctx context.Context, steps *steps, dir string, options Options) (arte
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return built, fmt.Errorf("directory for binaries: %w", err)
 	}
-	if err := steps.run("building scaler and entrypoint", func() error { return goBuild(ctx, root, bin, "./cmd/scaler", "./cmd/agent-entrypoint") }); err != nil {
+	if err := steps.run("building scaler and entrypoint", func() error {
+		return goBuild(ctx, root, bin, "./cmd/scaler", "./cmd/agent-entrypoint", "./test/e2e/hostnode/cmd/supervise")
+	}); err != nil {
 		return built, err
 	}
 	built.scaler = filepath.Join(bin, "scaler")

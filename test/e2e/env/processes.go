@@ -44,7 +44,7 @@ func (e *Env) startProcessNode(ctx context.Context, dir string, built artefacts,
 	}
 	node := hostnode.Options{
 		Name: processNode, Config: e.config, Dir: filepath.Join(e.private, "pods"), LogDir: filepath.Join(dir, "pods"),
-		Path: bin + string(filepath.ListSeparator) + os.Getenv("PATH"),
+		Supervisor: filepath.Join(bin, "supervise"), Path: bin + string(filepath.ListSeparator) + os.Getenv("PATH"),
 		Problem: func(err error) {
 			if options.Progress != nil {
 				_, _ = fmt.Fprintf(options.Progress, "node %s: %v\n", processNode, err)

@@ -26,6 +26,11 @@ const (
 	messageLimit = 4096
 	// outputWait is how long a container's output may stay open after its end.
 	outputWait = 2 * time.Second
+	// killSignal has the supervisor kill all of a container; the kernel sends it
+	// when the node dies.
+	killSignal = syscall.SIGHUP
+	// killLimit is longer than the supervisor's own.
+	killLimit = 8 * time.Second
 )
 
 // container is one container of a pod: a process, and what is known of it.
@@ -91,7 +96,7 @@ func (c *container) tryStart() error {
 	}
 	defer func() { _ = log.Close() }() // The child has its own.
 	command.Stdout, command.Stderr = log, log
-	started, err := process.Start(command)
+	started, err := process.StartWith(command, killSignal)
 	if err != nil {
 		return err
 	}
@@ -117,7 +122,7 @@ func (c *container) command(arguments []string) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	command := exec.Command(program, arguments[1:]...)
+	command := exec.Command(c.pod.node.options.Supervisor, append([]string{program}, arguments[1:]...)...)
 	command.Env, command.Dir, command.WaitDelay = environment, c.home(), outputWait
 	return command, nil
 }
@@ -175,7 +180,7 @@ func (c *container) done() <-chan struct{} {
 	return c.process.Done()
 }
 
-// settle notes the end of a process that is gone, and ends what it left behind.
+// settle ends the process if it still runs, and notes its end.
 func (c *container) settle() {
 	c.kill()
 	message, err := os.ReadFile(c.terminationLog())
@@ -221,8 +226,22 @@ func (c *container) kill() {
 	if running == nil {
 		return
 	}
-	if err := running.Kill(); err != nil {
-		c.pod.node.options.Problem(err)
+	c.pod.node.kill(running)
+}
+
+// kill has the supervisor kill the container, and kills the supervisor if it
+// does not.
+func (n *Node) kill(supervised *process.Process) {
+	if err := supervised.Signal(killSignal); err != nil {
+		n.options.Problem(err)
+	}
+	select {
+	case <-supervised.Done():
+		return
+	case <-time.After(killLimit):
+	}
+	if err := supervised.Kill(); err != nil {
+		n.options.Problem(err)
 	}
 }
 
@@ -239,7 +258,7 @@ func (c *container) preStop(ctx context.Context, deadline time.Time) {
 		c.pod.node.options.Problem(err)
 		return
 	}
-	hook, err := process.Start(command)
+	hook, err := process.StartWith(command, killSignal)
 	if err != nil {
 		c.pod.node.options.Problem(err)
 		return
@@ -251,9 +270,7 @@ func (c *container) preStop(ctx context.Context, deadline time.Time) {
 	case <-timer.C:
 	case <-ctx.Done():
 	}
-	if err := hook.Kill(); err != nil {
-		c.pod.node.options.Problem(err)
-	}
+	c.pod.node.kill(hook)
 }
 
 func (c *container) exitCode() int {

@@ -52,6 +52,8 @@ type Options struct {
 	Dir string
 	// LogDir receives a file per container with its output; it stays.
 	LogDir string
+	// Supervisor is the path of the built program cmd/supervise.
+	Supervisor string
 	// Path is the PATH of containers: where their programs are.
 	Path string
 	// Image is the content of every image: directories of this machine by their

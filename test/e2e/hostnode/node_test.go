@@ -105,7 +105,7 @@ func start(t *testing.T) *fixture {
 		return append([]error(nil), problems...)
 	}
 	f.node, err = hostnode.Start(ctx, hostnode.Options{
-		Name: "here", Config: c.RESTConfig(), Dir: f.dir, LogDir: filepath.Join(t.TempDir(), "logs"), Path: os.Getenv("PATH"),
+		Name: "here", Config: c.RESTConfig(), Dir: f.dir, LogDir: filepath.Join(t.TempDir(), "logs"), Path: os.Getenv("PATH"), Supervisor: supervisor(t),
 		Image: map[string]string{"/image": image},
 		Problem: func(err error) {
 			mu.Lock()

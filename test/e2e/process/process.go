@@ -25,8 +25,12 @@ type Process struct {
 }
 
 // Start starts a command, whose SysProcAttr it sets.
-func Start(command *exec.Cmd) (*Process, error) {
-	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+func Start(command *exec.Cmd) (*Process, error) { return StartWith(command, syscall.SIGKILL) }
+
+// StartWith is Start with another signal for the child to get when this process
+// dies. A child that is given one to clean up by must obey it.
+func StartWith(command *exec.Cmd, death syscall.Signal) (*Process, error) {
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: death, Setpgid: true}
 	p := &Process{command: command, done: make(chan struct{})}
 	started := make(chan error, 1)
 	go func() {
