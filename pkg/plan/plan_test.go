@@ -171,17 +171,19 @@ func TestMake(t *testing.T) {
 		"and once the wait is over":                  {snapshot: snapshot(requests(1), job(1, failed)), change: func(s *plan.Snapshot) { s.Now = s.Now.Add(9 * time.Second) }, create: []int64{1}, attempts: []int{1}},
 		"one failure does not stop other requests":   {snapshot: snapshot(requests(1, 2), job(1, failed)), create: []int64{2}, skip: map[int64]plan.SkipReason{1: plan.SkipBackoff}},
 		"three failures in a row stop the class":     {snapshot: snapshot(requests(4), job(1, failed), job(2, failed), job(3, failed)), skip: map[int64]plan.SkipReason{4: plan.SkipBackoff}},
-		"a remembered failure counts too":            {snapshot: snapshot(requests(1)), change: func(s *plan.Snapshot) { s.Failures = []plan.Failure{{RequestID: 1, Class: "default", Count: 4, At: ago(79 * time.Second)}} }, skip: map[int64]plan.SkipReason{1: plan.SkipBackoff}},
-		"a remembered attempt is not used again":     {snapshot: snapshot(requests(1)), change: func(s *plan.Snapshot) { s.Attempts = map[int64]int{1: 4} }, create: []int64{1}, attempts: []int{5}},
-		"the pool's cap counts busy agents":          {snapshot: snapshot(requests(2, 3), job(1, busy)), change: func(s *plan.Snapshot) { s.Limits.PoolAgents = 2 }, create: []int64{2}, disable: []string{agentName(1)}, skip: map[int64]plan.SkipReason{3: plan.SkipPoolCap}},
-		"the pool's cap counts no finished agents":   {snapshot: snapshot(requests(2), job(1, finished)), change: func(s *plan.Snapshot) { s.Limits.PoolAgents = 1 }, create: []int64{2}},
-		"the class's cap":                            {snapshot: snapshot(requests(1, 2)), change: func(s *plan.Snapshot) { s.Classes[0].MaxAgents = 1 }, create: []int64{1}, skip: map[int64]plan.SkipReason{2: plan.SkipClassCap}},
-		"the organisation's parallel jobs":           {snapshot: snapshot(requests(1, 2)), change: func(s *plan.Snapshot) { s.Limits.ParallelJobs = 1 }, create: []int64{1}, skip: map[int64]plan.SkipReason{2: plan.SkipParallelJobs}},
-		"creations per cycle":                        {snapshot: snapshot(requests(1, 2, 3)), change: func(s *plan.Snapshot) { s.Limits.CreationsPerCycle = 2 }, create: []int64{1, 2}, skip: map[int64]plan.SkipReason{3: plan.SkipPerCycle}},
-		"a blocked class makes nothing":              {snapshot: snapshot(requests(1)), change: func(s *plan.Snapshot) { s.Blocked = map[string]string{"default": "role absent"} }, skip: map[int64]plan.SkipReason{1: plan.SkipBlocked}},
-		"a demand that is met":                       {snapshot: snapshot([]agentpool.JobRequest{demanding(1, "Agent.OS -equals linux")}), create: []int64{1}},
-		"a demand that is not":                       {snapshot: snapshot([]agentpool.JobRequest{demanding(1, "java")}), skip: map[int64]plan.SkipReason{1: plan.SkipUnmatched}},
-		"the agent's version rules nothing out":      {snapshot: snapshot([]agentpool.JobRequest{demanding(1, "Agent.Version -gtVersion 99.1")}), create: []int64{1}},
+		"a remembered failure counts too": {snapshot: snapshot(requests(1)), change: func(s *plan.Snapshot) {
+			s.Failures = []plan.Failure{{RequestID: 1, Class: "default", Count: 4, At: ago(79 * time.Second)}}
+		}, skip: map[int64]plan.SkipReason{1: plan.SkipBackoff}},
+		"a remembered attempt is not used again":   {snapshot: snapshot(requests(1)), change: func(s *plan.Snapshot) { s.Attempts = map[int64]int{1: 4} }, create: []int64{1}, attempts: []int{5}},
+		"the pool's cap counts busy agents":        {snapshot: snapshot(requests(2, 3), job(1, busy)), change: func(s *plan.Snapshot) { s.Limits.PoolAgents = 2 }, create: []int64{2}, disable: []string{agentName(1)}, skip: map[int64]plan.SkipReason{3: plan.SkipPoolCap}},
+		"the pool's cap counts no finished agents": {snapshot: snapshot(requests(2), job(1, finished)), change: func(s *plan.Snapshot) { s.Limits.PoolAgents = 1 }, create: []int64{2}},
+		"the class's cap":                          {snapshot: snapshot(requests(1, 2)), change: func(s *plan.Snapshot) { s.Classes[0].MaxAgents = 1 }, create: []int64{1}, skip: map[int64]plan.SkipReason{2: plan.SkipClassCap}},
+		"the organisation's parallel jobs":         {snapshot: snapshot(requests(1, 2)), change: func(s *plan.Snapshot) { s.Limits.ParallelJobs = 1 }, create: []int64{1}, skip: map[int64]plan.SkipReason{2: plan.SkipParallelJobs}},
+		"creations per cycle":                      {snapshot: snapshot(requests(1, 2, 3)), change: func(s *plan.Snapshot) { s.Limits.CreationsPerCycle = 2 }, create: []int64{1, 2}, skip: map[int64]plan.SkipReason{3: plan.SkipPerCycle}},
+		"a blocked class makes nothing":            {snapshot: snapshot(requests(1)), change: func(s *plan.Snapshot) { s.Blocked = map[string]string{"default": "role absent"} }, skip: map[int64]plan.SkipReason{1: plan.SkipBlocked}},
+		"a demand that is met":                     {snapshot: snapshot([]agentpool.JobRequest{demanding(1, "Agent.OS -equals linux")}), create: []int64{1}},
+		"a demand that is not":                     {snapshot: snapshot([]agentpool.JobRequest{demanding(1, "java")}), skip: map[int64]plan.SkipReason{1: plan.SkipUnmatched}},
+		"the agent's version rules nothing out":    {snapshot: snapshot([]agentpool.JobRequest{demanding(1, "Agent.Version -gtVersion 99.1")}), create: []int64{1}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
