@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -55,6 +56,15 @@ func newScaler(binary, logPath string, settings map[string]string) (*Scaler, err
 	slices.Sort(s.environ)
 	s.outages = []audit.Interval{{From: time.Now()}}
 	return s, nil
+}
+
+// Set changes a variable of the scaler's environment from its next start on, and
+// gives a function that changes it back.
+func (s *Scaler) Set(name, value string) (restore func()) {
+	before := slices.Clone(s.environ)
+	s.environ = slices.DeleteFunc(s.environ, func(variable string) bool { return strings.HasPrefix(variable, name+"=") })
+	s.environ = append(s.environ, name+"="+value)
+	return func() { s.environ = before }
 }
 
 // URL is where the scaler serves its metrics and health.
