@@ -49,6 +49,9 @@ type Options struct {
 	Faults []string
 	// SourceDir is any folder of this module, for callers that don't run in one.
 	SourceDir string
+	// Race builds programs that detect their own data races and then end with 66;
+	// they are not static, and take a C compiler.
+	Race bool
 }
 
 // Build makes the agent's package and gives the tarball's path below destDir. The
@@ -157,6 +160,11 @@ func programs(ctx context.Context, o Options) (listener, worker []byte, err erro
 		return nil, nil, fmt.Errorf("find the user's cache: %w", err)
 	}
 	dir := filepath.Join(cache, "azp-scaler", "fakeagent", o.Platform)
+	flags, cgo := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w"}, "CGO_ENABLED=0"
+	if o.Race {
+		dir += "-race"
+		flags, cgo = append(flags, "-race"), "CGO_ENABLED=1"
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, nil, err
 	}
@@ -166,10 +174,9 @@ func programs(ctx context.Context, o Options) (listener, worker []byte, err erro
 	}
 	defer unlock()
 	// An output that is up to date is left alone, which spares the linking.
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w",
-		"-o", dir+string(filepath.Separator), module+"/cmd/listener", module+"/cmd/worker")
+	cmd := exec.CommandContext(ctx, "go", append(flags, "-o", dir+string(filepath.Separator), module+"/cmd/listener", module+"/cmd/worker")...)
 	cmd.Dir = o.SourceDir
-	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
+	cmd.Env = append(cmd.Environ(), cgo, "GOOS=linux", "GOARCH="+arch)
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return nil, nil, fmt.Errorf("go build: %w: %s", err, bytes.TrimSpace(output))
 	}

@@ -76,8 +76,12 @@ func TestBuildWritesTheSameContentOnce(t *testing.T) {
 
 func TestProgramsAreStatic(t *testing.T) {
 	t.Parallel()
+	path, err := fakeagent.Build(t.Context(), t.TempDir(), fakeagent.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	dir := t.TempDir()
-	if err := fakeagent.Unpack(tarball, dir); err != nil {
+	if err := fakeagent.Unpack(path, dir); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"Agent.Listener", "Agent.Worker"} {

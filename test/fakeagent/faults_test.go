@@ -129,6 +129,13 @@ func TestFaultNeverRegisters(t *testing.T) {
 	if n := len(s.events("session-created")); n != 0 {
 		t.Errorf("%d sessions were opened", n)
 	}
+	// Nobody has to come back for it once its folder is removed.
+	if err := os.RemoveAll(a.root); err != nil {
+		t.Fatal(err)
+	}
+	if code := p.wait(); code != -int(syscall.SIGKILL) {
+		t.Errorf("the listener ended with %d", code)
+	}
 }
 
 func diagText(t *testing.T, a *agent) string {

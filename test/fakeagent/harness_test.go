@@ -26,7 +26,8 @@ const (
 	poolName = "linux"
 )
 
-// tarball is built once for the whole test binary.
+// tarball is built once for the whole test binary; its programs detect data races
+// if the tests do.
 var tarball string
 
 func TestMain(m *testing.M) {
@@ -38,7 +39,7 @@ func TestMain(m *testing.M) {
 		defer func() { _ = os.RemoveAll(dir) }()
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
-		if tarball, err = fakeagent.Build(ctx, dir, fakeagent.Options{}); err != nil {
+		if tarball, err = fakeagent.Build(ctx, dir, fakeagent.Options{Race: raceEnabled}); err != nil {
 			panic(err)
 		}
 		return m.Run()

@@ -76,7 +76,9 @@ func TestFaultExit4Update(t *testing.T) {
 		if code := a.start("bin/Agent.Listener", "run", "--once").wait(); code != 4 {
 			t.Fatalf("the listener ended with %d", code)
 		}
-		eventually(t, "bin/ to go away and come back", func() bool { return a.exists("bin."+fakeagent.DefaultVersion) && a.exists("bin", "Agent.Worker") && !a.exists("_work", "_update") })
+		eventually(t, "bin/ to go away and come back", func() bool {
+			return a.exists("bin."+fakeagent.DefaultVersion) && a.exists("bin", "Agent.Worker") && !a.exists("_work", "_update")
+		})
 	}
 	a.listen()
 }

@@ -13,12 +13,12 @@ import (
 func TestParse(t *testing.T) {
 	t.Parallel()
 	for list, want := range map[string]string{
-		"":                                    "",
-		"linger":                              "linger=2s",
-		" linger=1m , ignore-int ":            "ignore-int,linger=1m",
+		"":                                     "",
+		"linger":                               "linger=2s",
+		" linger=1m , ignore-int ":             "ignore-int,linger=1m",
 		"# why\nexit-4-update=3\n\nno-renew\n": "exit-4-update=3,no-renew",
-		"configure-fails=a = b":               "configure-fails=a = b",
-		"linger=1s,linger=2s":                 "linger=2s",
+		"configure-fails=a = b":                "configure-fails=a = b",
+		"linger=1s,linger=2s":                  "linger=2s",
 	} {
 		set, err := faults.Parse(list)
 		if err != nil || set.String() != want {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -63,17 +64,11 @@ type listener struct {
 	Process
 	command command
 	release root.Release
-	faults  faults.Set
+	faults  faults.Set // Of the agent, never changed: a job's own are the queue's.
 	masker  *console.Masker
 	term    *console.Terminal
 	log     *slog.Logger
 	deaf    atomic.Bool // To SIGINT.
-}
-
-// use switches faults on.
-func (l *listener) use(switches faults.Set) {
-	l.faults = switches
-	l.deaf.Store(switches.Has(faults.IgnoreInt))
 }
 
 // Main runs the program and gives its exit code.
@@ -105,8 +100,8 @@ func Main(p Process) int {
 		term.Errorf("An error occurred: %v", err)
 		return ExitTerminated
 	}
-	l := &listener{Process: p, command: cmd, release: release, masker: masker, term: term}
-	l.use(switches)
+	l := &listener{Process: p, command: cmd, release: release, faults: switches, masker: masker, term: term}
+	l.deaf.Store(switches.Has(faults.IgnoreInt))
 	diag, closeDiag, err := openDiag(p.Root)
 	if err != nil {
 		term.Errorf("An error occurred: %v", err)
@@ -223,10 +218,16 @@ func oauth(kept root.Credentials, key *rsa.PrivateKey) (wire.Credential, error) 
 	return credential, nil
 }
 
-// hang sits there until the process is killed.
+// hang sits there until the process is killed, by others as a rule. Once its root
+// folder is gone nobody can be interested any more, and it does that itself.
 func (l *listener) hang() {
 	l.Signals.IgnoreAll()
-	select {}
+	for {
+		time.Sleep(time.Second)
+		if _, err := os.Stat(string(l.Root)); errors.Is(err, fs.ErrNotExist) {
+			l.Kill()
+		}
+	}
 }
 
 // environ gives the environment for what the agent starts, its inputs taken out.

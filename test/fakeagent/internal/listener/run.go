@@ -78,7 +78,7 @@ func (l *listener) listen(ctx context.Context, s *session) (int, error) {
 			l.Kill()
 		}
 	}
-	q := &queue{l: l, s: s, once: l.command.on(flagOnce)}
+	q := &queue{l: l, s: s, once: l.command.on(flagOnce), switches: l.faults}
 	return q.serve(ctx)
 }
 
@@ -95,6 +95,7 @@ type queue struct {
 	s    *session
 	once bool
 
+	switches faults.Set // Of the agent, and of its job once there is one.
 	job      *running
 	ran      bool // A once-agent has got its job.
 	updating chan bool
@@ -160,11 +161,11 @@ func (q *queue) poll(ctx context.Context, messages chan<- received) {
 
 // finish is what a once-agent does after its job.
 func (q *queue) finish(ctx context.Context) int {
-	if q.l.faults.Has(faults.HangAfterJob) {
+	if q.switches.Has(faults.HangAfterJob) {
 		q.l.hang()
 	}
 	// The pause may be cut short by a signal; it is over either way.
-	_ = sleep(ctx, q.l.faults.Duration(faults.Linger, 0))
+	_ = sleep(ctx, q.switches.Duration(faults.Linger, 0))
 	return ExitDone
 }
 
@@ -224,10 +225,11 @@ func (q *queue) handleJob(ctx context.Context, message *wire.Message) bool {
 	if err != nil {
 		q.l.term.Errorf("An error occurred: variable fakeagent.faults: %v", err)
 	} else {
-		q.l.use(switches)
+		q.switches = switches
+		q.l.deaf.Store(switches.Has(faults.IgnoreInt))
 	}
 	q.ran = q.once
-	q.job = q.l.start(ctx, q.s, job, json.RawMessage(message.Body), q.l.faults)
+	q.job = q.l.start(ctx, q.s, job, json.RawMessage(message.Body), q.switches)
 	return true
 }
 
@@ -241,7 +243,7 @@ func (q *queue) handleCancel(message *wire.Message) bool {
 	if q.job == nil || !strings.EqualFold(q.job.id, cancellation.JobID) {
 		return false
 	}
-	if q.l.faults.Has(faults.IgnoreCancel) {
+	if q.switches.Has(faults.IgnoreCancel) {
 		return true
 	}
 	q.job.cancel(cancelRequested, time.Duration(cancellation.Timeout))

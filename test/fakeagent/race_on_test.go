@@ -1,0 +1,6 @@
+//go:build race
+
+package fakeagent_test
+
+// raceEnabled tells whether the tests detect data races.
+const raceEnabled = true
