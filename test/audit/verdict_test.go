@@ -251,7 +251,11 @@ func TestLeakedObjects(t *testing.T) {
 		}},
 		"a token of an account, which is no object": {tell: func(s *story) {
 			s.kubeWrite(1, scaler, "create", "", "serviceaccounts", "agents", name, 201, func(line map[string]any) {
-				line["objectRef"].(map[string]any)["subresource"] = "token"
+				ref, ok := line["objectRef"].(map[string]any)
+				if !ok {
+					panic("the story has changed its form")
+				}
+				ref["subresource"] = "token"
 			})
 			s.objects = append(s.objects, account)
 		}},

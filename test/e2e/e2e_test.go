@@ -38,7 +38,7 @@ func startEnv(t *testing.T, options env.Options) *env.Env {
 	if testing.Short() {
 		t.Skip("needs a cluster")
 	}
-	dir, err := os.MkdirTemp("", "azp-scaler-e2e-")
+	dir, err := os.MkdirTemp("", "azp-scaler-e2e-") //nolint:usetesting // It stays when the test fails.
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/term"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -124,7 +125,7 @@ func (e *Env) start(ctx context.Context, options Options, dir string) error {
 	if err := e.connect(); err != nil {
 		return err
 	}
-	if err := e.startService(dir, built, options); err != nil {
+	if err := e.startService(dir, built, options); err != nil { //nolint:contextcheck // The service lives until Close, longer than the start.
 		return err
 	}
 	if e.Node() == cluster.Real {
@@ -258,13 +259,21 @@ func (e *Env) Close(ctx context.Context) error {
 // steps reports what takes time.
 type steps struct{ out io.Writer }
 
+// clearLine removes what stands in a terminal's line: the cluster, which starts
+// at the same time, keeps a line there that it rewrites.
+const clearLine = "\r\x1b[K"
+
 // run does one step and says how long it took. Output goes on when the reader
 // has gone away.
 func (s *steps) run(what string, do func() error) error {
 	begun := time.Now()
 	err := do()
 	if s.out != nil && err == nil {
-		_, _ = fmt.Fprintf(s.out, "%s: %s\n", what, time.Since(begun).Round(100*time.Millisecond))
+		start := ""
+		if file, ok := s.out.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
+			start = clearLine
+		}
+		_, _ = fmt.Fprintf(s.out, "%s%s: %s\n", start, what, time.Since(begun).Round(100*time.Millisecond))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)

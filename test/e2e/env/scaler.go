@@ -94,9 +94,9 @@ func (s *Scaler) WaitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
 	client := &http.Client{Timeout: 5 * time.Second}
-	last := errors.New("it was not asked")
 	for {
-		if last = probe(ctx, client, s.URL()+"/readyz"); last == nil {
+		last := probe(ctx, client, s.URL()+"/readyz")
+		if last == nil {
 			s.up(time.Now())
 			return nil
 		}

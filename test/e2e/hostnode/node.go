@@ -96,7 +96,7 @@ func Start(ctx context.Context, options Options) (*Node, error) {
 			return nil, fmt.Errorf("node %s: %w", options.Name, err)
 		}
 	}
-	living, cancel := context.WithCancel(context.Background())
+	living, cancel := context.WithCancel(context.WithoutCancel(ctx)) // Until Close.
 	n := &Node{options: options, client: client, cancel: cancel, pods: map[types.UID]*pod{}}
 	if err := n.register(ctx); err != nil {
 		cancel()

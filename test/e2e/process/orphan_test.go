@@ -19,21 +19,22 @@ const parentVariable = "PROCESS_TEST_PARENT"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(parentVariable) != "" {
-		os.Exit(parent())
+		parent()
 	}
 	os.Exit(m.Run())
 }
 
-// parent starts a child, says its number and waits for ever.
-func parent() int {
+// parent starts a child, says its number and waits to be killed. It never
+// returns.
+func parent() {
 	child := exec.Command("/bin/sleep", "600")
 	if _, err := process.Start(child); err != nil {
 		fmt.Println(err)
-		return 1
+		os.Exit(1)
 	}
 	fmt.Println(child.Process.Pid)
 	time.Sleep(10 * time.Minute) // It is killed long before.
-	return 1
+	os.Exit(1)
 }
 
 func TestChildDiesWithItsParent(t *testing.T) {
