@@ -19,7 +19,7 @@ import (
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew") //nolint:gochecknoglobals // A flag of the test program.
+var update = flag.Bool("update", false, "write the golden files anew")
 
 func settings() agentjob.Settings {
 	s := agentjob.DefaultSettings()

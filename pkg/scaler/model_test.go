@@ -114,6 +114,7 @@ func read[T any](m *model, look func() T) T {
 }
 
 func (m *model) made() []string { return read(m, func() []string { return slices.Clone(m.created) }) }
+
 func (m *model) reported() []string {
 	return read(m, func() []string { return slices.Clone(m.reports) })
 }
