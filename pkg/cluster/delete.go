@@ -19,6 +19,9 @@ import (
 // suspendPoll is how often a Job that is being suspended is looked at.
 const suspendPoll = 100 * time.Millisecond
 
+// looks is how often a Job is looked at anew because it changed under the look.
+const looks = 3
+
 // DeleteJob ends the build's rights and deletes the Job with all it owns. The
 // caller has made sure that its agent has no build. A Job that is gone, or that
 // is another one of the same name, is no error.
@@ -79,11 +82,22 @@ func preconditions(uid types.UID, version string) *metav1.Preconditions {
 //	suspended           suspend the Job, wait until the controller says that it has
 //	                    seen that, and look again
 //
-// Where the cluster has moved on since the look, the version tells, and the error
-// is ErrStale: look again. A pod's status may still be late by a moment; what the
+// Where the cluster has moved on since the look, the version tells, and it is
+// looked at again, a few times; then the error is ErrStale. A pod's status may still be late by a moment; what the
 // pod does when it is told to end (withdraw from the pool, unless it has a build)
 // covers that.
 func (c *Cluster) DeleteUnstarted(ctx context.Context, name, uid string) (deleted bool, err error) {
+	for range looks {
+		deleted, err = c.deleteUnstarted(ctx, name, uid)
+		if !errors.Is(err, ErrStale) {
+			break
+		}
+	}
+	return deleted, err
+}
+
+// deleteUnstarted is one look, and what follows from it.
+func (c *Cluster) deleteUnstarted(ctx context.Context, name, uid string) (bool, error) {
 	job, err := c.getJob(ctx, name)
 	if errors.Is(err, ErrNotFound) {
 		return true, nil
@@ -197,8 +211,10 @@ func (c *Cluster) suspend(ctx context.Context, job *batchv1.Job) (*batchv1.Job, 
 	case err == nil:
 		return live, nil
 	case wait.Interrupted(err):
-		return nil, &Error{Op: "suspend", Object: objectName(kindJob, job.Namespace, job.Name), Kind: ErrUnavailable, Err: err,
-			Remedy: fmt.Sprintf("the Job controller has not answered within %s: look at kube-controller-manager", c.config.SuspendWait)}
+		return nil, &Error{
+			Op: "suspend", Object: objectName(kindJob, job.Namespace, job.Name), Kind: ErrUnavailable, Err: err,
+			Remedy: fmt.Sprintf("the Job controller has not answered within %s: look at kube-controller-manager", c.config.SuspendWait),
+		}
 	default:
 		return nil, err
 	}

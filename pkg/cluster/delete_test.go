@@ -3,6 +3,7 @@ package cluster_test
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -70,43 +71,42 @@ func TestDeleteLeavesForeignJobsAlone(t *testing.T) {
 func TestDeleteUnstarted(t *testing.T) {
 	t.Parallel()
 	e := setUp(t)
-	ctx := t.Context()
 
-	t.Run("a suspended Job", func(t *testing.T) {
-		job := must(e.admin.BatchV1().Jobs(e.agents).Create(ctx, e.job(1, 0), metav1.CreateOptions{}))(t)
+	e.step("a suspended Job", func(t *testing.T) {
+		job := must(e.admin.BatchV1().Jobs(e.agents).Create(t.Context(), e.job(1, 0), metav1.CreateOptions{}))(t)
 		e.deleteUnstarted(t, job.Name, string(job.UID), true)
 	})
-	t.Run("a pod without a node", func(t *testing.T) {
+	e.step("a pod without a node", func(t *testing.T) {
 		job := e.ensure(e.job(2, 0))
 		e.awaitPod(job.Name, anyPod)
 		e.deleteUnstarted(t, job.Name, job.UID, true)
 	})
-	t.Run("a pod that can't get its image", func(t *testing.T) {
+	e.step("a pod that can't get its image", func(t *testing.T) {
 		job := e.ensure(e.job(3, 0, onNode(kube.SimulateOutcome, kube.OutcomeImagePullBackOff)))
 		e.awaitPod(job.Name, func(p corev1.Pod) bool {
 			return len(p.Status.InitContainerStatuses)+len(p.Status.ContainerStatuses) > 0
 		})
 		e.deleteUnstarted(t, job.Name, job.UID, true)
 	})
-	t.Run("an agent that runs and does not listen yet", func(t *testing.T) {
+	e.step("an agent that runs and does not listen yet", func(t *testing.T) {
 		job := e.ensure(e.job(4, 0, onNode(kube.SimulateOutcome, kube.OutcomeSilent)))
 		e.awaitPod(job.Name, agentRuns)
 		e.deleteUnstarted(t, job.Name, job.UID, false)
 	})
-	t.Run("an agent that waits", func(t *testing.T) {
+	e.step("an agent that waits", func(t *testing.T) {
 		job := e.ensure(e.job(5, 0, onNode()))
 		e.awaitPod(job.Name, agentRuns)
 		e.deleteUnstarted(t, job.Name, job.UID, false)
 	})
-	t.Run("an agent that has ended", func(t *testing.T) {
+	e.step("an agent that has ended", func(t *testing.T) {
 		job := e.ensure(e.job(6, 0, onNode(kube.SimulateFinishAfter, "1ms")))
 		e.awaitPod(job.Name, func(p corev1.Pod) bool { return p.Status.Phase == corev1.PodSucceeded })
 		e.deleteUnstarted(t, job.Name, job.UID, false)
 	})
-	t.Run("gone, or another one", func(t *testing.T) {
+	e.step("gone, or another one", func(t *testing.T) {
 		job := e.ensure(e.job(7, 0))
 		for _, c := range []struct{ name, uid string }{{job.Name, "another"}, {"azp-abcdefgh-7-8-0", "gone"}} {
-			if deleted, err := e.cluster.DeleteUnstarted(ctx, c.name, c.uid); err != nil || !deleted {
+			if deleted, err := e.cluster.DeleteUnstarted(t.Context(), c.name, c.uid); err != nil || !deleted {
 				t.Errorf("%s %s: %t, %v", c.name, c.uid, deleted, err)
 			}
 		}
@@ -170,38 +170,41 @@ func (e *environment) noPods(t *testing.T) {
 }
 
 // TestDeleteUnstartedLosesRaces lets the agent get on between look and deletion,
-// in each of the ways it can: then it must live.
+// in each of the ways it can, whenever it is looked at: then it must live.
 func TestDeleteUnstartedLosesRaces(t *testing.T) {
 	t.Parallel()
+	starts := func(e *environment, name string) {
+		pod := e.awaitPod(name, anyPod)
+		if agentRuns(pod) {
+			return
+		}
+		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{
+			Name: agentjob.ContainerAgent, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.Now()}},
+		}}
+		if _, err := e.admin.CoreV1().Pods(e.agents).UpdateStatus(context.Background(), &pod, metav1.UpdateOptions{}); err != nil {
+			e.t.Error(err)
+		}
+	}
 	for _, c := range []struct {
 		name  string
 		make  func(*environment) (name, uid string)
-		write string // Before this write,
+		write string // Before each write of this kind,
 		then  func(*environment, string)
 	}{
 		{"its container starts", func(e *environment) (string, string) {
 			job := e.ensure(e.job(1, 0))
 			e.awaitPod(job.Name, anyPod)
 			return job.Name, job.UID
-		}, "DELETE pods", func(e *environment, name string) {
-			pod := e.pods(name)[0]
-			pod.Status.ContainerStatuses = []corev1.ContainerStatus{{
-				Name: agentjob.ContainerAgent, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.Now()}},
-			}}
-			if _, err := e.admin.CoreV1().Pods(e.agents).UpdateStatus(context.Background(), &pod, metav1.UpdateOptions{}); err != nil {
-				e.t.Error(err)
-			}
-		}},
+		}, "DELETE pods", starts},
 		{"somebody lets the Job run", func(e *environment) (string, string) {
-			job, err := e.admin.BatchV1().Jobs(e.agents).Create(context.Background(), e.job(1, 0), metav1.CreateOptions{})
-			if err != nil {
-				e.t.Fatal(err)
-			}
+			job := must(e.admin.BatchV1().Jobs(e.agents).Create(context.Background(), e.job(1, 0), metav1.CreateOptions{}))(e.t)
+			must(e.admin.CoreV1().ServiceAccounts(e.agents).Create(context.Background(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: job.Name}}, metav1.CreateOptions{}))(e.t)
 			return job.Name, string(job.UID)
 		}, "DELETE jobs", func(e *environment, name string) {
 			if _, err := e.admin.BatchV1().Jobs(e.agents).Patch(context.Background(), name, types.MergePatchType, []byte(`{"spec":{"suspend":false}}`), metav1.PatchOptions{}); err != nil {
 				e.t.Error(err)
 			}
+			starts(e, name)
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -210,24 +213,44 @@ func TestDeleteUnstartedLosesRaces(t *testing.T) {
 			name, uid := c.make(e)
 			raced := false
 			e.wire.intercept(func(write string) {
-				if write == c.write && !raced {
+				if write == c.write {
 					raced = true
 					c.then(e, name)
 				}
 			})
 			deleted, err := e.cluster.DeleteUnstarted(t.Context(), name, uid)
-			if deleted || !errors.Is(err, cluster.ErrStale) || !raced {
+			if deleted || err != nil || !raced {
 				t.Errorf("deleted %t, %v, raced %t", deleted, err, raced)
 			}
 			if live := e.live(name); live == nil || live.DeletionTimestamp != nil {
 				t.Error("the Job is gone")
 			}
-			for _, pod := range e.pods(name) {
-				if pod.DeletionTimestamp != nil {
-					t.Error("the pod is being deleted")
-				}
+			if pods := e.pods(name); len(pods) != 1 || pods[0].DeletionTimestamp != nil {
+				t.Errorf("the pod is gone or going: %d", len(pods))
 			}
 		})
+	}
+}
+
+// TestDeleteUnstartedGivesUp: what changes at every look is left to the next cycle.
+func TestDeleteUnstartedGivesUp(t *testing.T) {
+	t.Parallel()
+	e := setUp(t)
+	job := e.ensure(e.job(1, 0))
+	e.awaitPod(job.Name, anyPod)
+	changes := 0
+	e.wire.intercept(func(write string) {
+		if write == "DELETE pods" {
+			changes++
+			e.annotate(e.pods(job.Name)[0].Name, "example.com/change", strconv.Itoa(changes))
+		}
+	})
+	deleted, err := e.cluster.DeleteUnstarted(t.Context(), job.Name, job.UID)
+	if deleted || !errors.Is(err, cluster.ErrStale) || changes < 2 {
+		t.Errorf("deleted %t, %v, after %d changes", deleted, err, changes)
+	}
+	if got := e.left(job.Name); got != "job pod serviceaccount rolebinding" {
+		t.Errorf("there is %q", got)
 	}
 }
 

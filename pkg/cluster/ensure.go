@@ -27,8 +27,10 @@ import (
 // if a half-made Job is there.
 func (c *Cluster) Ensure(ctx context.Context, job *batchv1.Job) (agentpool.AgentJob, error) {
 	if job.Spec.Suspend == nil || !*job.Spec.Suspend {
-		return agentpool.AgentJob{}, &Error{Op: "create", Object: objectName(kindJob, job.Namespace, job.Name), Kind: ErrInvalid,
-			Remedy: "a Job must be made suspended, so that its pod does not run before its rights are there"}
+		return agentpool.AgentJob{}, &Error{
+			Op: "create", Object: objectName(kindJob, job.Namespace, job.Name), Kind: ErrInvalid,
+			Remedy: "a Job must be made suspended, so that its pod does not run before its rights are there",
+		}
 	}
 	live, err := c.createJob(ctx, job)
 	if err != nil {
@@ -37,8 +39,10 @@ func (c *Cluster) Ensure(ctx context.Context, job *batchv1.Job) (agentpool.Agent
 	err = c.complete(ctx, live)
 	shown, ours := join(live, nil, nil)
 	if !ours {
-		return agentpool.AgentJob{}, errors.Join(err, &Error{Op: "create", Object: objectName(kindJob, job.Namespace, job.Name), Kind: ErrInvalid,
-			Remedy: "the name is not one that agentjob.JobName gives, so it could never be found again"})
+		return agentpool.AgentJob{}, errors.Join(err, &Error{
+			Op: "create", Object: objectName(kindJob, job.Namespace, job.Name), Kind: ErrInvalid,
+			Remedy: "the name is not one that agentjob.JobName gives, so it could never be found again",
+		})
 	}
 	shown.Suspended = err != nil && shown.Suspended
 	return shown, err
@@ -176,8 +180,10 @@ func ensureMade[T metav1.Object](ctx context.Context, c *Cluster, kind string, j
 		case err != nil:
 			return fail("get", kind, namespace, name, err)
 		case !c.isOurs(found):
-			return &Error{Op: "create", Object: objectName(kind, namespace, name), Kind: ErrNameTaken,
-				Remedy: "an object of that name exists that is not of this installation: delete or rename it"}
+			return &Error{
+				Op: "create", Object: objectName(kind, namespace, name), Kind: ErrNameTaken,
+				Remedy: "an object of that name exists that is not of this installation: delete or rename it",
+			}
 		case found.GetLabels()[agentjob.LabelJobUID] == string(job.UID):
 			return nil
 		}
@@ -189,8 +195,10 @@ func ensureMade[T metav1.Object](ctx context.Context, c *Cluster, kind string, j
 			return fail("delete", kind, namespace, name, err)
 		}
 	}
-	return &Error{Op: "create", Object: objectName(kind, namespace, name), Kind: ErrStale,
-		Remedy: "somebody else makes and removes an object of that name"}
+	return &Error{
+		Op: "create", Object: objectName(kind, namespace, name), Kind: ErrStale,
+		Remedy: "somebody else makes and removes an object of that name",
+	}
 }
 
 // unsuspend lets the Job run. The UID in the patch has the API server refuse it

@@ -36,7 +36,7 @@ const limit = 30 * time.Second
 
 // shared is the control plane that all tests of this package use, each in
 // namespaces of its own. Its pods are simulated: they have a status only.
-var shared *kube.Cluster //nolint:gochecknoglobals // One control plane for the whole test program.
+var shared *kube.Cluster
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -61,7 +61,7 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-var namespaces atomic.Int64 //nolint:gochecknoglobals // Numbers the namespaces of the tests.
+var namespaces atomic.Int64
 
 // environment is an installation in namespaces of its own.
 type environment struct {
@@ -131,6 +131,17 @@ func (e *environment) signIn() *rest.Config {
 	config.Wrap(func(next http.RoundTripper) http.RoundTripper { line.next = next; return line })
 	e.wire = line
 	return config
+}
+
+// step runs a part of the test as a test of its own, in the same environment.
+func (e *environment) step(name string, do func(*testing.T)) {
+	e.t.Helper()
+	whole := e.t
+	defer func() { e.t = whole }()
+	whole.Run(name, func(t *testing.T) {
+		e.t = t
+		do(t)
+	})
 }
 
 // connect makes a Cluster without running its watches.

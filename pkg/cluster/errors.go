@@ -104,7 +104,7 @@ func fail(op, kind, namespace, name string, err error) error {
 		return nil
 	}
 	e := &Error{Op: op, Object: objectName(kind, namespace, name), Err: err}
-	e.Kind, e.Remedy = classify(op, kind, namespace, err)
+	e.Remedy, e.Kind = classify(op, kind, namespace, err)
 	return e
 }
 
@@ -120,60 +120,60 @@ func objectName(kind, namespace, name string) string {
 }
 
 // classify tells what kind of failure it is and what to do about it.
-func classify(op, kind, namespace string, err error) (sort error, remedy string) {
+func classify(op, kind, namespace string, err error) (remedy string, sort error) {
 	message := err.Error()
 	switch {
 	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
-		return ErrNamespaceAbsent, fmt.Sprintf("namespace %q is being deleted: wait until it is gone and make it again", namespace)
+		return fmt.Sprintf("namespace %q is being deleted: wait until it is gone and make it again", namespace), ErrNamespaceAbsent
 	case apierrors.IsForbidden(err):
 		return classifyForbidden(op, kind, namespace, message)
 	case apierrors.IsNotFound(err):
 		return classifyNotFound(kind, err)
 	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsRequestEntityTooLargeError(err):
-		return ErrInvalid, "correct the settings or the class that this object is made from"
+		return "correct the settings or the class that this object is made from", ErrInvalid
 	case apierrors.IsConflict(err):
-		return ErrStale, ""
+		return "", ErrStale
 	case apierrors.IsAlreadyExists(err):
-		return ErrNameTaken, ""
+		return "", ErrNameTaken
 	case apierrors.IsUnauthorized(err):
-		return ErrForbidden, "the API server does not know the scaler's ServiceAccount: check its token or kubeconfig"
+		return "the API server does not know the scaler's ServiceAccount: check its token or kubeconfig", ErrForbidden
 	case errors.Is(err, context.Canceled):
-		return nil, ""
+		return "", nil
 	default:
 		// Too many requests, time-outs, connections refused, internal errors: all
 		// pass, and none is anybody's mistake.
-		return ErrUnavailable, ""
+		return "", ErrUnavailable
 	}
 }
 
-func classifyForbidden(op, kind, namespace, message string) (sort error, remedy string) {
+func classifyForbidden(op, kind, namespace, message string) (remedy string, sort error) {
 	switch {
 	case isQuotaMessage(message):
-		return ErrQuota, fmt.Sprintf("raise the ResourceQuota of namespace %q, lower the class's requests or the agents per pool", namespace)
+		return fmt.Sprintf("raise the ResourceQuota of namespace %q, lower the class's requests or the agents per pool", namespace), ErrQuota
 	case strings.Contains(message, "attempting to grant RBAC permissions not currently held"):
-		return ErrForbidden, fmt.Sprintf("the scaler may not bind this role in namespace %q: give its Role there the verb bind on that role by name, or bind the role to the scaler's own ServiceAccount", namespace)
+		return fmt.Sprintf("the scaler may not bind this role in namespace %q: give its Role there the verb bind on that role by name, or bind the role to the scaler's own ServiceAccount", namespace), ErrForbidden
 	case strings.Contains(message, "admission webhook"), strings.Contains(message, "ValidatingAdmissionPolicy"), strings.Contains(message, "violates PodSecurity"):
-		return ErrForbidden, "an admission policy of the cluster refuses it: change the class, or the policy"
+		return "an admission policy of the cluster refuses it: change the class, or the policy", ErrForbidden
 	default:
-		return ErrForbidden, fmt.Sprintf("namespace %q does not exist, or the scaler's Role and RoleBinding are not applied there, or lack the verb %s on %s", namespace, op, resourceOf(kind))
+		return fmt.Sprintf("namespace %q does not exist, or the scaler's Role and RoleBinding are not applied there, or lack the verb %s on %s", namespace, op, resourceOf(kind)), ErrForbidden
 	}
 }
 
 // classifyNotFound tells what it is that is not there. When a RoleBinding is made,
 // a role that is missing is answered as a RoleBinding by the role's name.
-func classifyNotFound(kind string, err error) (sort error, remedy string) {
+func classifyNotFound(kind string, err error) (remedy string, sort error) {
 	var status apierrors.APIStatus
 	if !errors.As(err, &status) || status.Status().Details == nil {
-		return ErrNotFound, ""
+		return "", ErrNotFound
 	}
 	missing := status.Status().Details
 	switch {
 	case missing.Kind == "namespaces":
-		return ErrNamespaceAbsent, fmt.Sprintf("create namespace %q and apply the scaler's Role there, or correct the setting", missing.Name)
+		return fmt.Sprintf("create namespace %q and apply the scaler's Role there, or correct the setting", missing.Name), ErrNamespaceAbsent
 	case kind == kindRoleBinding:
-		return ErrRoleAbsent, fmt.Sprintf("create the role %q, or correct the role binding in the settings", missing.Name)
+		return fmt.Sprintf("create the role %q, or correct the role binding in the settings", missing.Name), ErrRoleAbsent
 	default:
-		return ErrNotFound, ""
+		return "", ErrNotFound
 	}
 }
 

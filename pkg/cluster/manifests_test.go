@@ -20,7 +20,7 @@ import (
 	"github.com/azp-scaler/azp-scaler/pkg/cluster"
 )
 
-var update = flag.Bool("update", false, "write the tables of docs/rbac.md anew") //nolint:gochecknoglobals // A flag of the test program.
+var update = flag.Bool("update", false, "write the tables of docs/rbac.md anew")
 
 func defaultRights() (agents, target []cluster.Right) {
 	return cluster.AgentsRights("azp-token", "azp-ca"),
