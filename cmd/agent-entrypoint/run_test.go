@@ -247,7 +247,7 @@ func TestRunCutsTheBuildAtItsShare(t *testing.T) {
 				answer = "ignore"
 			}
 			p.write("records/on-int", answer)
-			c := p.start("run", "AZP_GRACE_PERIOD=2s", "AZP_REMOVE_SHARE=1s")
+			c := p.start("run", "AZP_GRACE_PERIOD=6s", "AZP_REMOVE_SHARE=5s")
 			c.logged("a build was claimed")
 			c.signal(syscall.SIGTERM)
 			c.expect(16, "grace period")

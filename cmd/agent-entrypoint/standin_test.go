@@ -234,23 +234,34 @@ func TestStandInTraps(t *testing.T) {
 		faults []string
 		env    []string
 		code   int
-		result string
+		// listens is for which listening of the agent the build is queued: one that is
+		// assigned to an agent just before it updates itself is lost with any service. 0
+		// queues none.
+		listens int
+		result  string
 	}{
-		{name: "hangs after the job, deaf to signals", faults: []string{"hang-after-job"}, env: []string{"AZP_HANG_LIMIT=1s"}, code: 0, result: "succeeded"},
-		{name: "updates itself", faults: []string{"exit-4-update", "update-gap=500ms"}, code: 0, result: "succeeded"},
+		{name: "hangs after the job, deaf to signals", faults: []string{"hang-after-job"}, env: []string{"AZP_HANG_LIMIT=1s"}, code: 0, listens: 1, result: "succeeded"},
+		{name: "updates itself", faults: []string{"exit-4-update", "update-gap=500ms"}, code: 0, listens: 2, result: "succeeded"},
 		{name: "loses its program in an update", faults: []string{"exit-4-update", "update-loses-bin"}, code: 14},
 		{name: "updates itself for ever", faults: []string{"exit-4-update=9", "update-gap=100ms"}, env: []string{"AZP_UPDATE_RESTARTS=1"}, code: 14},
-		{name: "exits retryable", faults: []string{"listener-exit-2=2"}, code: 0, result: "succeeded"},
+		{name: "exits retryable", faults: []string{"listener-exit-2=2"}, code: 0, listens: 1, result: "succeeded"},
 		{name: "crashes before the job", faults: []string{"crash-before-job"}, code: 14},
-		{name: "crashes during the job", faults: []string{"crash-during-job=200ms"}, code: 16},
-		{name: "lingers", faults: []string{"linger=1s"}, code: 0, result: "succeeded"},
+		{name: "crashes during the job", faults: []string{"crash-during-job=200ms"}, code: 16, listens: 1},
+		{name: "lingers", faults: []string{"linger=1s"}, code: 0, listens: 1, result: "succeeded"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			p := newStandInPod(t, tt.faults...)
 			p.configuredStandIn()
-			id := p.queue("sleep 0.5")
-			p.start("run", tt.env...).expect(tt.code)
+			c := p.start("run", tt.env...)
+			var id int64
+			if tt.listens > 0 {
+				p.eventually("the agent to listen", func() bool {
+					return strings.Count(c.stdout.String(), "Listening for Jobs") >= tt.listens
+				})
+				id = p.queue("sleep 0.5")
+			}
+			c.expect(tt.code)
 			if tt.result != "" {
 				if status := p.result(id); status.Result != tt.result {
 					t.Errorf("the build ended as %q, want %q: %s", status.Result, tt.result, status.Message)
@@ -280,9 +291,9 @@ func TestStandInConfigureTraps(t *testing.T) {
 	}{
 		{name: "fails", faults: []string{"configure-fails"}, code: 15, says: "config.sh"},
 		{name: "fails after registering", faults: []string{"configure-fails-registered"}, code: 15, says: "config.sh"},
-		{name: "hangs, deaf to signals", faults: []string{"configure-hangs"}, env: []string{"AZP_CONFIGURE_LIMIT=2s"}, code: 15, says: "AZP_CONFIGURE_LIMIT"},
-		{name: "hangs after registering", faults: []string{"configure-hangs-registered"}, env: []string{"AZP_CONFIGURE_LIMIT=5s"}, code: 15, says: "AZP_CONFIGURE_LIMIT"},
-		{name: "too slow", faults: []string{"slow-configure=60s"}, env: []string{"AZP_CONFIGURE_LIMIT=1s"}, code: 15, says: "AZP_CONFIGURE_LIMIT"},
+		{name: "hangs, deaf to signals", faults: []string{"configure-hangs"}, env: []string{"AZP_CONFIGURE_LIMIT=8s"}, code: 15, says: "AZP_CONFIGURE_LIMIT"},
+		{name: "hangs after registering", faults: []string{"configure-hangs-registered"}, env: []string{"AZP_CONFIGURE_LIMIT=8s"}, code: 15, says: "AZP_CONFIGURE_LIMIT"},
+		{name: "too slow", faults: []string{"slow-configure=60s"}, env: []string{"AZP_CONFIGURE_LIMIT=8s"}, code: 15, says: "AZP_CONFIGURE_LIMIT"},
 		{name: "slow", faults: []string{"slow-configure=1s"}, code: 0, says: "registered"},
 		{name: "a loop that --replace would bring", faults: []string{"replace-loop"}, env: []string{"VSTS_AGENT_INPUT_REPLACE=true"}, code: 0, says: "registered"},
 	}
