@@ -86,8 +86,10 @@ lint: $(GOLANGCI_LINT) fmt-check ## Check formatting, go.mod, go vet and the lin
 	@$(GOLANGCI_LINT) run ./...
 
 .PHONY: docs
-docs: ## Write the configuration and metrics tables of the README anew from the code.
+docs: ## Write the tables of settings, metrics, exit codes and rights anew from the code.
 	@$(GO) test -count=1 ./test/structure -run '^TestREADME' -update
+	@$(GO) test -count=1 ./cmd/agent-entrypoint -run '^TestDocumentation' -update
+	@$(GO) test -count=1 -short ./pkg/cluster -run '^TestRightsAreDocumented' -update
 
 .PHONY: bench
 bench: ## Run the benchmarks that need no cluster.
