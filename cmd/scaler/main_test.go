@@ -1,0 +1,62 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// clearEnvironment takes away what the surroundings say about the scaler.
+func clearEnvironment(t *testing.T) {
+	t.Helper()
+	for _, variable := range os.Environ() {
+		if name, value, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "AZP_") || name == "KUBECONFIG" {
+			t.Setenv(name, value) // So that it is put back.
+			if err := os.Unsetenv(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func TestCommands(t *testing.T) {
+	for name, test := range map[string]struct {
+		args   []string
+		code   int
+		stdout string
+		stderr string
+	}{
+		"version":          {[]string{"version"}, exitDone, "azp-scaler ", ""},
+		"help":             {[]string{"help"}, exitDone, "Usage: scaler [command]", ""},
+		"unknown":          {[]string{"foo"}, exitConfiguration, "", `no command "foo"`},
+		"too many words":   {[]string{"run", "fast"}, exitConfiguration, "", `"fast"`},
+		"nothing set":      {nil, exitConfiguration, "", "AZP_URL is not set"},
+		"nothing to check": {[]string{"check"}, exitConfiguration, "", "AZP_POOL is not set"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			clearEnvironment(t)
+			var stdout, stderr bytes.Buffer
+			if code := run(test.args, &stdout, &stderr); code != test.code {
+				t.Errorf("want exit code %d, got %d", test.code, code)
+			}
+			if !strings.Contains(stdout.String(), test.stdout) || !strings.Contains(stderr.String(), test.stderr) {
+				t.Errorf("want %q and %q, got:\n%s\n%s", test.stdout, test.stderr, stdout.String(), stderr.String())
+			}
+		})
+	}
+}
+
+func TestEmptyVariableCountsAsNotSet(t *testing.T) {
+	clearEnvironment(t)
+	t.Setenv("AZP_POLL_BUSY", "")
+	t.Setenv("AZP_TOKEN_FILE", filepath.Join(t.TempDir(), "token"))
+	config, err := loadConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := config.PollBusy.Duration.String(); got != "2s" {
+		t.Errorf("want the default of 2s for an empty variable, got %s", got)
+	}
+}
