@@ -96,11 +96,16 @@ func stateOf(build azuredevopstest.BuildStatus) string {
 	return build.State
 }
 
-// status is the line above the table.
-func (s *snapshot) status() string {
+// status is the counts in one line, and summary in two that fit a terminal.
+func (s *snapshot) status() string { return strings.Join(s.summary(), " |") }
+
+func (s *snapshot) summary() []string {
 	waiting, running, done := s.buildCounts()
-	return fmt.Sprintf("%7.1fs  builds: %d waiting, %d running, %d ended | Jobs: %d starting, %d waiting, %d building, %d ending | agents: %d registered, %d online, %d busy",
-		s.elapsed.Seconds(), waiting, running, done, s.jobs.starting, s.jobs.waiting, s.jobs.building, s.jobs.ending, s.agents.registered, s.agents.online, s.agents.busy)
+	return []string{
+		fmt.Sprintf("%7.1fs  builds: %d waiting, %d running, %d ended", s.elapsed.Seconds(), waiting, running, done),
+		fmt.Sprintf(" Jobs: %d starting, %d waiting, %d building, %d ending | agents: %d registered, %d online, %d busy",
+			s.jobs.starting, s.jobs.waiting, s.jobs.building, s.jobs.ending, s.agents.registered, s.agents.online, s.agents.busy),
+	}
 }
 
 // table gives the lines that show a snapshot within a width and a number of
@@ -122,10 +127,9 @@ func table(s snapshot, width, height int) []string {
 		}
 		builds = slices.DeleteFunc(builds, func(build azuredevopstest.BuildStatus) bool { return gone[build.RequestID] })
 	}
-	lines := []string{
-		s.status(),
-		fmt.Sprintf("  %-8s %-12s %-20s %8s %8s  %s", "request", "build", "state", "waited", "ran", "agent"),
-	}
+	lines := append(s.summary(),
+		fmt.Sprintf("  %-8s %-12s %-20s %8s %8s  %s", "request", "build", "state", "waited", "ran", "agent"))
+	lines[1] = " " + lines[1]
 	for _, build := range builds {
 		lines = append(lines, row(build))
 	}

@@ -98,14 +98,14 @@ func TestTable(t *testing.T) {
 		s.builds = append(s.builds, build)
 	}
 	all := table(s, 200, 40)
-	if len(all) != 2+12 {
+	if len(all) != 3+12 {
 		t.Fatalf("%d lines for 12 builds:\n%s", len(all), strings.Join(all, "\n"))
 	}
 	if !strings.Contains(all[0], "12.3s  builds: 6 waiting, 0 running, 6 ended") {
 		t.Errorf("the first line is %q", all[0])
 	}
-	if !strings.Contains(all[2], "build-01") || !strings.Contains(all[2], "succeeded") || !strings.Contains(all[2], "2.0s     4.0s") {
-		t.Errorf("the first build's line is %q", all[2])
+	if !strings.Contains(all[3], "build-01") || !strings.Contains(all[3], "succeeded") || !strings.Contains(all[3], "2.0s     4.0s") {
+		t.Errorf("the first build's line is %q", all[3])
 	}
 	few := table(s, 200, 11)
 	if len(few) > 11 {
