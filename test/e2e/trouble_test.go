@@ -22,7 +22,8 @@ import (
 // people meet, sees that each is told with its reason, and that the build runs
 // once the trouble is over.
 func TestTroubleIsShownAndPasses(t *testing.T) {
-	e := startEnv(t, env.Options{Seed: seedOf(t), Scaler: map[string]string{"AZP_STARTUP_LIMIT": "15s"}})
+	// The agent is downloaded here: the other tests have it in the image.
+	e := startEnv(t, env.Options{Seed: seedOf(t), Download: true, Scaler: map[string]string{"AZP_STARTUP_LIMIT": "15s"}})
 	ctx := t.Context()
 	build := func(name string) []env.Build {
 		return []env.Build{{Name: name, Kind: env.KindPlain, Steps: []string{"true"}, Want: "succeeded"}}
