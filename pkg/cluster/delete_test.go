@@ -3,6 +3,7 @@ package cluster_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"testing"
@@ -178,10 +179,10 @@ func TestDeleteUnstartedLosesRaces(t *testing.T) {
 		if agentRuns(pod) {
 			return
 		}
-		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{
-			Name: agentjob.ContainerAgent, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.Now()}},
-		}}
-		if _, err := e.admin.CoreV1().Pods(e.agents).UpdateStatus(context.Background(), &pod, metav1.UpdateOptions{}); err != nil {
+		// A patch, as the scheduler writes to the status too.
+		status := fmt.Sprintf(`{"status":{"containerStatuses":[{"name":%q,"image":"x","imageID":"x","ready":false,"restartCount":0,"state":{"running":{"startedAt":%q}}}]}}`,
+			agentjob.ContainerAgent, time.Now().UTC().Format(time.RFC3339))
+		if _, err := e.admin.CoreV1().Pods(e.agents).Patch(context.Background(), pod.Name, types.MergePatchType, []byte(status), metav1.PatchOptions{}, "status"); err != nil {
 			e.t.Error(err)
 		}
 	}
