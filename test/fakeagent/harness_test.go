@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,11 +28,15 @@ const (
 	poolName = "linux"
 )
 
-// tarball is built once for the whole test binary; its programs detect data races
-// if the tests do.
-var tarball string
+// raceAgents makes the agent's own programs look for data races, which takes several
+// times as long: go test ./test/fakeagent -args -race-agents.
+var raceAgents = flag.Bool("race-agents", false, "build the agent's programs with the race detector")
+
+// tarball is built once for the whole test binary, and unpacked into template.
+var tarball, template string
 
 func TestMain(m *testing.M) {
+	flag.Parse()
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "fakeagent-test-")
 		if err != nil {
@@ -39,7 +45,14 @@ func TestMain(m *testing.M) {
 		defer func() { _ = os.RemoveAll(dir) }()
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
-		if tarball, err = fakeagent.Build(ctx, dir, fakeagent.Options{Race: raceEnabled}); err != nil {
+		if tarball, err = fakeagent.Build(ctx, dir, fakeagent.Options{Race: *raceAgents}); err != nil {
+			panic(err)
+		}
+		template = filepath.Join(dir, "template")
+		if err := os.Mkdir(template, 0o755); err != nil {
+			panic(err)
+		}
+		if err := fakeagent.Unpack(tarball, template); err != nil {
 			panic(err)
 		}
 		return m.Run()
@@ -132,15 +145,43 @@ type agent struct {
 func newAgent(t *testing.T, s *service, faults ...string) *agent {
 	t.Helper()
 	a := &agent{t: t, service: s, root: t.TempDir()}
-	if err := fakeagent.Unpack(tarball, a.root); err != nil {
-		t.Fatal(err)
-	}
+	a.unpack()
 	a.faults(faults...)
 	a.env = []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "AGENT_ALLOW_RUNASROOT=1",
 		"SSL_CERT_FILE=" + s.caFile,
 	}
 	return a
+}
+
+// unpack gives the agent the files of the package. Its programs are links, which
+// takes a fraction of the time.
+func (a *agent) unpack() {
+	a.t.Helper()
+	err := filepath.WalkDir(template, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(template, path)
+		if err != nil {
+			return err
+		}
+		switch {
+		case entry.IsDir():
+			return os.MkdirAll(a.path(name), 0o755)
+		case filepath.Dir(name) == "bin":
+			return os.Link(path, a.path(name))
+		default:
+			content, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(a.path(name), content, 0o755)
+		}
+	})
+	if err != nil {
+		a.t.Fatal(err)
+	}
 }
 
 // faults replaces the faults of the agent's root; the waits of jobs are always short.

@@ -1,6 +1,7 @@
 package fakeagent_test
 
 import (
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -114,6 +115,10 @@ func TestVersion4TakesTermForAnInterrupt(t *testing.T) {
 	}
 	s := newService(t, azuredevopstest.Options{})
 	a := newAgent(t, s)
+	// Unpacking over links would change the programs of every agent.
+	if err := os.RemoveAll(a.path("bin")); err != nil {
+		t.Fatal(err)
+	}
 	if err := fakeagent.Unpack(path, a.root); err != nil {
 		t.Fatal(err)
 	}

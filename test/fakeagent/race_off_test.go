@@ -1,6 +1,0 @@
-//go:build !race
-
-package fakeagent_test
-
-// raceEnabled tells whether the tests detect data races.
-const raceEnabled = false
