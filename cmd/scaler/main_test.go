@@ -56,7 +56,7 @@ func TestEmptyVariableCountsAsNotSet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := config.PollBusy.Duration.String(); got != "2s" {
+	if got := config.PollBusy.String(); got != "2s" {
 		t.Errorf("want the default of 2s for an empty variable, got %s", got)
 	}
 }

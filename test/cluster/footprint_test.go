@@ -189,27 +189,29 @@ func (f footprint) gone(t *testing.T, within time.Duration) {
 // TestMain lets the test's own program be the owner that is killed.
 func TestMain(m *testing.M) {
 	if kind := os.Getenv(ownerVariable); kind != "" {
-		os.Exit(own(kind))
+		own(kind)
+		os.Exit(1)
 	}
 	os.Exit(m.Run())
 }
 
-func own(text string) int {
+// own starts a cluster and keeps it until it is killed. It returns only when
+// something is wrong.
+func own(text string) {
 	kind, err := cluster.ParseNodeKind(text)
 	if err != nil {
 		fmt.Println(err)
-		return 1
+		return
 	}
 	c, err := cluster.Start(context.Background(), cluster.Options{Node: kind})
 	if err != nil {
 		fmt.Println(err)
-		return 1
+		return
 	}
 	fmt.Println("ready", c.AdminKubeconfig())
 	// Until killed; the test's limit ends it otherwise.
 	<-c.Failed()
 	fmt.Println(c.Err())
-	return 1
 }
 
 func TestKilledOwnerLeavesNothing(t *testing.T) {

@@ -125,7 +125,7 @@ func (e *Env) start(ctx context.Context, options Options, dir string) error {
 	if err := e.connect(); err != nil {
 		return err
 	}
-	if err := e.startService(dir, built, options); err != nil { //nolint:contextcheck // The service lives until Close, longer than the start.
+	if err := e.startService(dir, built, options); err != nil {
 		return err
 	}
 	if e.Node() == cluster.Real {
