@@ -51,6 +51,9 @@ type Config struct {
 	// SuspendWait bounds how long a deletion waits for the Job controller to
 	// acknowledge that it will make no pod; 10 s if 0.
 	SuspendWait time.Duration
+	// PodEndWait bounds how long a deletion waits for the end of a pod whose agent
+	// has not started; 10 s if 0.
+	PodEndWait time.Duration
 }
 
 // Cluster shows and changes what is ours in one namespace of agents and the
@@ -103,6 +106,9 @@ func New(config Config) (*Cluster, error) {
 	}
 	if config.SuspendWait <= 0 {
 		config.SuspendWait = 10 * time.Second
+	}
+	if config.PodEndWait <= 0 {
+		config.PodEndWait = 10 * time.Second
 	}
 	config.TargetNamespaces = slices.Compact(slices.Sorted(slices.Values(config.TargetNamespaces)))
 	c := &Cluster{config: config, client: config.Client, log: config.Logger, now: config.Clock}

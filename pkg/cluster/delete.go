@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -18,6 +19,9 @@ import (
 
 // suspendPoll is how often a Job that is being suspended is looked at.
 const suspendPoll = 100 * time.Millisecond
+
+// podEndPoll is how often a pod that is being deleted is looked at.
+const podEndPoll = 250 * time.Millisecond
 
 // looks is how often a Job is looked at anew because it changed under the look.
 const looks = 3
@@ -76,16 +80,22 @@ func preconditions(uid types.UID, version string) *metav1.Preconditions {
 // has started, and that ending it is another matter.
 //
 //	suspended, no pod   no pod comes: delete the Job at the version looked at
-//	a pod, not started  delete the pod at the version looked at, then the Job
+//	a pod, not started  delete the pod at the version looked at, wait until it is
+//	                    gone, then delete the Job
 //	a pod, started      leave it
 //	no pod, not         the Job controller may be making the pod at this moment:
 //	suspended           suspend the Job, wait until the controller says that it has
 //	                    seen that, and look again
 //
 // Where the cluster has moved on since the look, the version tells, and it is
-// looked at again, a few times; then the error is ErrStale. A pod's status may still be late by a moment; what the
-// pod does when it is told to end (withdraw from the pool, unless it has a build)
-// covers that.
+// looked at again, a few times; then the error is ErrStale.
+//
+// A pod's status is late by a moment, and a kubelet that is about to start the
+// agent hears of the deletion after that: such an agent may still be given a
+// build, which it runs within its grace period. So the rights and the Job stay
+// until the pod is gone. If its agent starts after all, or if it is not gone
+// within Config.PodEndWait, the answer is false: whether the agent has a build is
+// then for the service to say.
 func (c *Cluster) DeleteUnstarted(ctx context.Context, name, uid string) (deleted bool, err error) {
 	for range looks {
 		deleted, err = c.deleteUnstarted(ctx, name, uid)
@@ -139,12 +149,33 @@ func (c *Cluster) deleteUnstarted(ctx context.Context, name, uid string) (bool, 
 			return false, fail("delete", kindPod, pod.Namespace, pod.Name, err)
 		}
 	}
+	if over, err := c.awaitPodsEnd(ctx, job); err != nil || !over {
+		return false, err
+	}
 	// The pod's end changes the Job's version, and there is nothing left in it that
 	// could start: the UID is enough.
 	if err := c.deleteJob(ctx, job); err != nil {
 		return false, err
 	}
 	return true, nil
+}
+
+// awaitPodsEnd waits until no pod of the Job is left that could run the agent. It
+// reports false as soon as an agent has started, or when the wait is over.
+func (c *Cluster) awaitPodsEnd(ctx context.Context, job *batchv1.Job) (bool, error) {
+	begun := false
+	err := wait.PollUntilContextTimeout(ctx, podEndPoll, c.config.PodEndWait, true, func(ctx context.Context) (bool, error) {
+		pods, err := c.podsOf(ctx, job)
+		if err != nil {
+			return false, err
+		}
+		begun = slices.ContainsFunc(pods, agentBegun)
+		return begun || !slices.ContainsFunc(pods, mayRun), nil
+	})
+	if wait.Interrupted(err) && ctx.Err() == nil {
+		return false, nil
+	}
+	return err == nil && !begun, err
 }
 
 // deleteSuspended deletes a Job that has no pod and gets none. Here the Job goes
@@ -175,6 +206,10 @@ func (c *Cluster) podsOf(ctx context.Context, job *batchv1.Job) ([]*corev1.Pod, 
 	}
 	return owned, nil
 }
+
+// mayRun reports whether a pod that is being deleted can still come to run. One
+// without a node can't: it is bound to none any more, though it may stay around.
+func mayRun(pod *corev1.Pod) bool { return !podOver(pod) && pod.Spec.NodeName != "" }
 
 func suspendedJob(job *batchv1.Job) bool { return job.Spec.Suspend != nil && *job.Spec.Suspend }
 

@@ -170,22 +170,24 @@ func (e *environment) noPods(t *testing.T) {
 	})
 }
 
+// agentStarts has the pod say that the agent's container runs.
+func agentStarts(e *environment, name string) {
+	pod := e.awaitPod(name, anyPod)
+	if agentRuns(pod) {
+		return
+	}
+	// A patch, as the scheduler writes to the status too.
+	status := fmt.Sprintf(`{"status":{"containerStatuses":[{"name":%q,"image":"x","imageID":"x","ready":false,"restartCount":0,"state":{"running":{"startedAt":%q}}}]}}`,
+		agentjob.ContainerAgent, time.Now().UTC().Format(time.RFC3339))
+	if _, err := e.admin.CoreV1().Pods(e.agents).Patch(context.Background(), pod.Name, types.MergePatchType, []byte(status), metav1.PatchOptions{}, "status"); err != nil {
+		e.t.Error(err)
+	}
+}
+
 // TestDeleteUnstartedLosesRaces lets the agent get on between look and deletion,
 // in each of the ways it can, whenever it is looked at: then it must live.
 func TestDeleteUnstartedLosesRaces(t *testing.T) {
 	t.Parallel()
-	starts := func(e *environment, name string) {
-		pod := e.awaitPod(name, anyPod)
-		if agentRuns(pod) {
-			return
-		}
-		// A patch, as the scheduler writes to the status too.
-		status := fmt.Sprintf(`{"status":{"containerStatuses":[{"name":%q,"image":"x","imageID":"x","ready":false,"restartCount":0,"state":{"running":{"startedAt":%q}}}]}}`,
-			agentjob.ContainerAgent, time.Now().UTC().Format(time.RFC3339))
-		if _, err := e.admin.CoreV1().Pods(e.agents).Patch(context.Background(), pod.Name, types.MergePatchType, []byte(status), metav1.PatchOptions{}, "status"); err != nil {
-			e.t.Error(err)
-		}
-	}
 	for _, c := range []struct {
 		name  string
 		make  func(*environment) (name, uid string)
@@ -196,7 +198,7 @@ func TestDeleteUnstartedLosesRaces(t *testing.T) {
 			job := e.ensure(e.job(1, 0))
 			e.awaitPod(job.Name, anyPod)
 			return job.Name, job.UID
-		}, "DELETE pods", starts},
+		}, "DELETE pods", agentStarts},
 		{"somebody lets the Job run", func(e *environment) (string, string) {
 			job := must(e.admin.BatchV1().Jobs(e.agents).Create(context.Background(), e.job(1, 0), metav1.CreateOptions{}))(e.t)
 			must(e.admin.CoreV1().ServiceAccounts(e.agents).Create(context.Background(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: job.Name}}, metav1.CreateOptions{}))(e.t)
@@ -205,7 +207,7 @@ func TestDeleteUnstartedLosesRaces(t *testing.T) {
 			if _, err := e.admin.BatchV1().Jobs(e.agents).Patch(context.Background(), name, types.MergePatchType, []byte(`{"spec":{"suspend":false}}`), metav1.PatchOptions{}); err != nil {
 				e.t.Error(err)
 			}
-			starts(e, name)
+			agentStarts(e, name)
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -229,6 +231,74 @@ func TestDeleteUnstartedLosesRaces(t *testing.T) {
 			if pods := e.pods(name); len(pods) != 1 || pods[0].DeletionTimestamp != nil {
 				t.Errorf("the pod is gone or going: %d", len(pods))
 			}
+		})
+	}
+}
+
+// TestDeleteUnstartedKeepsRightsUntilThePodIsGone has a pod stay for a while after
+// its deletion, as one does whose kubelet was about to start the agent when it
+// heard of it: the build that such an agent may be given needs its rights.
+func TestDeleteUnstartedKeepsRightsUntilThePodIsGone(t *testing.T) {
+	t.Parallel()
+	// Without a kubelet it stays until it is removed by force.
+	onAbsentNode := func(_ *agentpool.AgentClass, template *batchv1.JobTemplateSpec) {
+		template.Spec.Template.Spec.NodeSelector = nil
+		template.Spec.Template.Spec.NodeName = "absent"
+	}
+	remove := func(e *environment, pod corev1.Pod) {
+		pods := e.admin.CoreV1().Pods(e.agents)
+		if _, err := pods.Patch(context.Background(), pod.Name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{}); err != nil {
+			e.t.Error(err)
+		}
+		if err := pods.Delete(context.Background(), pod.Name, *metav1.NewDeleteOptions(0)); err != nil {
+			e.t.Error(err)
+		}
+	}
+	for _, c := range []struct {
+		name    string
+		wait    time.Duration
+		limit   time.Duration                                   // Of the caller.
+		then    func(e *environment, name string, p corev1.Pod) // Once the pod is being deleted.
+		deleted bool
+		fails   bool
+	}{
+		{name: "the agent starts after all", wait: limit, limit: limit, then: func(e *environment, name string, _ corev1.Pod) { agentStarts(e, name) }},
+		{name: "the pod does not go", wait: time.Second, limit: limit},
+		{name: "the pod goes", wait: limit, limit: limit, then: func(e *environment, _ string, p corev1.Pod) { remove(e, p) }, deleted: true},
+		{name: "the caller has no more time", wait: limit, limit: 2 * time.Second, fails: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			e := setUp(t)
+			e.podEndWait = c.wait
+			e.cluster = e.connect(e.signIn(), e.target)
+			job := e.ensure(e.job(1, 0, onAbsentNode))
+			e.awaitPod(job.Name, anyPod)
+			e.wire.intercept(func(write string) {
+				if write != "DELETE pods" && len(e.pods(job.Name)) > 0 {
+					t.Errorf("%s, though the pod is there", write)
+				}
+			})
+			acted := make(chan struct{})
+			go func() {
+				defer close(acted)
+				going := e.awaitPod(job.Name, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
+				if c.then != nil {
+					c.then(e, job.Name, going)
+				}
+			}()
+			ctx, cancel := context.WithTimeout(t.Context(), c.limit)
+			defer cancel()
+			deleted, err := e.cluster.DeleteUnstarted(ctx, job.Name, job.UID)
+			<-acted
+			if deleted != c.deleted || (err != nil) != c.fails {
+				t.Errorf("deleted %t, %v; want %t and an error: %t", deleted, err, c.deleted, c.fails)
+			}
+			want := "job pod serviceaccount rolebinding"
+			if c.deleted {
+				want = ""
+			}
+			e.await("what is to be left is left", func() bool { return e.left(job.Name) == want }, func() any { return e.left(job.Name) })
 		})
 	}
 }

@@ -76,6 +76,7 @@ type environment struct {
 
 	kubeconfig  string // Of the scaler.
 	suspendWait time.Duration
+	podEndWait  time.Duration
 }
 
 // setUp makes the namespaces, applies the manifests as an administrator would,
@@ -149,7 +150,7 @@ func (e *environment) connect(config *rest.Config, targets ...string) *cluster.C
 	e.t.Helper()
 	c, err := cluster.New(cluster.Config{
 		Client: kubernetes.NewForConfigOrDie(config), Namespace: e.agents, Instance: "abcdefgh", TargetNamespaces: targets,
-		OnChange: func() { e.changed.Add(1) }, SuspendWait: e.suspendWait,
+		OnChange: func() { e.changed.Add(1) }, SuspendWait: e.suspendWait, PodEndWait: e.podEndWait,
 	})
 	if err != nil {
 		e.t.Fatal(err)
