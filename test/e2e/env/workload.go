@@ -35,7 +35,7 @@ const (
 	shortestBuild  = 1 * time.Second
 	longestBuild   = 6 * time.Second
 	arrivalSpread  = 8 * time.Second
-	longestPatient = 1500 * time.Millisecond // Before a build is cancelled: no agent can be there as early.
+	longestPatient = 3 * time.Second // Before a build is cancelled: no agent can be there as early, but its Job can.
 )
 
 // Workload makes builds from a seed: of different lengths, half of them queued
