@@ -76,7 +76,10 @@ type index struct {
 	jobs     map[string]*job
 	bindings []*binding
 	created  map[objectKey][]string // UIDs known of what the scaler created; empty where the log tells none.
-	uses     []KubeEvent            // Successful requests with the accounts of builds.
+	// unanswered holds the scaler's creations whose outcome the log does not tell.
+	// The first successful request about the object shows that it was made.
+	unanswered map[objectKey]KubeEvent
+	uses       []KubeEvent // Successful requests with the accounts of builds.
 }
 
 type objectKey struct{ group, resource, namespace, name string }
@@ -98,6 +101,7 @@ func requestOf(name string) (int64, bool) {
 func buildIndex(in Input, rules Rules) *index {
 	ix := &index{
 		requests: map[key]*request{}, agents: map[key]*agent{}, jobs: map[string]*job{}, created: map[objectKey][]string{},
+		unanswered: map[objectKey]KubeEvent{},
 	}
 	for _, event := range in.Service {
 		ix.addService(event)
@@ -187,8 +191,20 @@ func (ix *index) addAgentEvent(event ServiceEvent) {
 }
 
 func (ix *index) addKube(event KubeEvent, rules Rules) {
-	if slices.Contains(rules.ScalerUsers, event.User) && event.created() && !isVirtual(event.Group) && !isEvents(event.Group, event.Resource) {
+	k := objectKey{event.Group, event.Resource, event.Namespace, event.Name}
+	byScaler := slices.Contains(rules.ScalerUsers, event.User) && !isVirtual(event.Group) && !isEvents(event.Group, event.Resource)
+	switch {
+	case byScaler && event.created():
+		// Had an earlier one without an answer been carried out, the name were taken.
+		delete(ix.unanswered, k)
 		ix.addCreation(event)
+	case byScaler && event.mayHaveCreated():
+		ix.unanswered[k] = event
+	case event.Succeeded() && event.Name != "":
+		if creation, open := ix.unanswered[k]; open {
+			delete(ix.unanswered, k)
+			ix.addCreation(creation)
+		}
 	}
 	if event.Verb == "delete" && event.Succeeded() && event.Subresource == "" && !event.DryRun && event.Resource == "rolebindings" {
 		for _, b := range ix.bindings {

@@ -40,6 +40,13 @@ func (e KubeEvent) created() bool {
 	return e.Verb == "create" || e.Code == http.StatusCreated
 }
 
+// mayHaveCreated tells whether the event is a POST that the server did not answer
+// with success and may have carried out all the same: a client that goes away
+// while it waits is logged with 504, committed or not.
+func (e KubeEvent) mayHaveCreated() bool {
+	return e.Verb == "create" && !e.DryRun && e.Subresource == "" && e.Name != "" && e.Code >= http.StatusInternalServerError
+}
+
 // wireKubeEvent is the part of audit.k8s.io/v1 Event that is read.
 type wireKubeEvent struct {
 	APIVersion string `json:"apiVersion"`

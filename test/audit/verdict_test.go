@@ -175,6 +175,19 @@ func TestVerdicts(t *testing.T) {
 		"an agent of ours without a Job": {tell: func(s *story) {
 			s.queued(0, 1).online(2, 10, job(1, 0)).received(3, 1, 10, job(1, 0)).finished(4, 1, "succeeded", "").offline(5, 10, job(1, 0))
 		}, want: "evidence", evidence: "no Job of that name was created"},
+		"a Job whose creation was carried out and never answered": {tell: func(s *story) {
+			lost(s, 1, "batch", "jobs", "agents", job(1, 0)).kubeWrite(1.5, "system:serviceaccount:kube-system:job-controller", "update", "batch", "jobs", "agents", job(1, 0), 200, nil)
+			s.queued(0, 1).online(2, 10, job(1, 0)).received(3, 1, 10, job(1, 0)).finished(4, 1, "succeeded", "").offline(5, 10, job(1, 0))
+		}},
+		"a Job whose creation was never answered and never seen": {tell: func(s *story) {
+			lost(s, 1, "batch", "jobs", "agents", job(1, 0)).kubeWrite(1.5, scaler, "get", "batch", "jobs", "agents", job(1, 0), 404, nil)
+			s.queued(0, 1).online(2, 10, job(1, 0)).received(3, 1, 10, job(1, 0)).finished(4, 1, "succeeded", "").offline(5, 10, job(1, 0))
+		}, want: "evidence", evidence: "no Job of that name was created"},
+		"rights whose creation was never answered and that outlive their build": {tell: func(s *story) {
+			s.queued(0, 1).jobCreated(1, job(1, 0))
+			lost(s, 1.1, "rbac.authorization.k8s.io", "rolebindings", "shop", job(1, 0))
+			s.online(2, 10, job(1, 0)).received(3, 1, 10, job(1, 0)).finished(4, 1, "succeeded", "").offline(5, 10, job(1, 0)).unbound(50, job(1, 0))
+		}, want: "rights"},
 		"an unnamed scaler": {tell: func(s *story) {
 			s.queued(0, 1).canceled(1, 1)
 			s.rules.ScalerUsers = nil
@@ -197,6 +210,11 @@ func TestVerdicts(t *testing.T) {
 			}
 		})
 	}
+}
+
+// lost tells a creation by the scaler whose client went away before the answer.
+func lost(s *story, second float64, group, resource, namespace, name string) *story {
+	return s.kubeWrite(second, scaler, "create", group, resource, namespace, name, 504, nil)
 }
 
 // TestLeakedObjects judges the same live object under different beginnings.
