@@ -2,7 +2,6 @@ package scaler
 
 import (
 	"context"
-	"strings"
 	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
@@ -123,13 +122,4 @@ func (s *Scaler) disable(ctx context.Context, job agentpool.AgentJob) {
 		return
 	}
 	s.memory.setDisabled(job.Name)
-}
-
-func hasAnyPrefix(text string, prefixes ...string) bool {
-	for _, prefix := range prefixes {
-		if strings.HasPrefix(text, prefix) {
-			return true
-		}
-	}
-	return false
 }

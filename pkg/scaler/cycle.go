@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
@@ -106,17 +108,18 @@ func (s *Scaler) poll(ctx context.Context) ([]agentpool.JobRequest, bool) {
 		return nil, false
 	}
 	s.failures = 0
-	if s.complain.isNew("malformed", malformedText(malformed)) {
+	if s.complain.isNew("malformed", countText(malformed)) {
 		s.log.Warn("some rows of the queue can't be read and are left out", "rows", malformed)
 	}
 	return requests, true
 }
 
-func malformedText(n int) string {
+// countText is what to say of a count: nothing when there is nothing to count.
+func countText(n int) string {
 	if n == 0 {
 		return ""
 	}
-	return plural(n, "row")
+	return strconv.Itoa(n)
 }
 
 // postpone records why this cycle makes no plan.
@@ -127,8 +130,8 @@ func (s *Scaler) postpone(why string) {
 	s.updateStatus(func(status *Status) { status.Waiting = why })
 }
 
-// readAgents learns from the agents list which agents are disabled: now and
-// then, and at once where one of ours looks idle that nothing is known about.
+// readAgents learns from the agents list, now and then, which agents are
+// disabled, and which registrations have no Job any more.
 func (s *Scaler) readAgents(ctx context.Context, jobs []agentpool.AgentJob) {
 	if s.now().Before(s.due.agents) {
 		return
@@ -234,6 +237,12 @@ func (s *Scaler) publish(snapshot plan.Snapshot, p plan.Plan, stale bool) {
 		}
 	}
 	s.complain.keep(func(subject string) bool {
-		return inUse[subject] || !hasAnyPrefix(subject, "request ", "job ")
+		kind, id, _ := strings.Cut(subject, " ")
+		if kind != "request" && kind != "job" {
+			return true
+		}
+		// More words tell apart what is said about the same request or Job.
+		id, _, _ = strings.Cut(id, " ")
+		return inUse[kind+" "+id]
 	})
 }

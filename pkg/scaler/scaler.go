@@ -11,7 +11,6 @@ package scaler
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -266,12 +265,4 @@ func (c *changes) keep(inUse func(subject string) bool) {
 			delete(c.said, subject)
 		}
 	}
-}
-
-// plural gives a count with its noun.
-func plural(n int, noun string) string {
-	if n == 1 {
-		return fmt.Sprintf("1 %s", noun)
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
 }

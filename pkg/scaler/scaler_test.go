@@ -357,6 +357,25 @@ func TestRegistrationsWithoutAJobAreSwept(t *testing.T) {
 	})
 }
 
+func TestTroubleWithAJobIsToldOnce(t *testing.T) {
+	m := newModel(1)
+	m.rightsError = errors.New("the target namespace is forbidden")
+	inLoop(t, m, nil, func(t *testing.T, b *bench) {
+		b.start(jobName(1, 0))
+		b.claim(1, jobName(1, 0))
+		b.finish(1)
+		after(2 * time.Minute)
+		if n := strings.Count(b.log.String(), "rights of a build that has ended"); n != 1 {
+			t.Errorf("told %d times, want once:\n%s", n, b.log)
+		}
+		b.with(func() { m.rightsError = nil })
+		after(5 * time.Second)
+		if b.rightsLeft() != 0 {
+			t.Error("the rights are still there although they could be ended")
+		}
+	})
+}
+
 func TestBlockedClass(t *testing.T) {
 	m := newModel(1)
 	m.blocked = map[string]string{"default": "the role is absent"}
