@@ -99,11 +99,6 @@ const (
 	EndWithdrawn EndReason = "withdrawn"
 )
 
-// EndReasons lists every EndReason.
-func EndReasons() []EndReason {
-	return []EndReason{EndSurplus, EndMaxIdleAge, EndStartupLimit, EndHalfMade, EndWithdrawn}
-}
-
 // Ending is one agent to end, if a live look still finds it without a build.
 type Ending struct {
 	Job    agentpool.AgentJob

@@ -350,9 +350,3 @@ type Binaries struct{ set binaries.Set }
 
 // Kubectl is the path of kubectl.
 func (b Binaries) Kubectl() string { return b.set.Path("kubectl") }
-
-// Crane is the path of crane, the tool for images and registries.
-func (b Binaries) Crane() string { return b.set.Path("crane") }
-
-// Path is that of any program of the cluster, by its usual name.
-func (b Binaries) Path(name string) string { return b.set.Path(name) }

@@ -27,10 +27,6 @@ const (
 //go:embed audit-policy.yaml
 var auditPolicy []byte
 
-// AuditPolicy is the API server's audit policy, YAML: every write at least with
-// user, verb and object, no Secret's body, no reads by Kubernetes' own parts.
-func AuditPolicy() string { return string(auditPolicy) }
-
 // component is one program of the cluster.
 type component struct {
 	name string

@@ -55,8 +55,9 @@ type Options struct {
 	// inside the cluster's directory, gone with it.
 	LogDir string
 	// AuditLog is the file that receives the API server's audit log, JSON lines,
-	// and stays after Stop. Empty means no audit log. See AuditPolicy for what is
-	// in it.
+	// and stays after Stop. Empty means no audit log. In it is every write at
+	// least with user, verb and object, no Secret's body, and no read by
+	// Kubernetes' own parts; audit-policy.yaml says it in full.
 	AuditLog string
 	// ControllerManagerQPS is the rate at which kube-controller-manager may call
 	// the API server. 0 leaves it at its own default of 20 a second, which is what

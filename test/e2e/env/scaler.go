@@ -134,17 +134,6 @@ func (s *Scaler) Stop(ctx context.Context) error {
 	return nil
 }
 
-// Restart kills the scaler and starts it again.
-func (s *Scaler) Restart(ctx context.Context) error {
-	if err := s.Kill(); err != nil {
-		return err
-	}
-	if err := s.Start(); err != nil {
-		return err
-	}
-	return s.WaitReady(ctx)
-}
-
 // Running tells whether the process is there.
 func (s *Scaler) Running() bool { return s.process != nil && s.process.Running() }
 
