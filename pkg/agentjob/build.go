@@ -111,9 +111,18 @@ func (b *builder) annotations(request agentpool.JobRequest, failures int) (map[s
 	if err != nil {
 		return nil, fmt.Errorf("class %q: record the ServiceAccount: %w", b.class.Name, err)
 	}
+	claims, err := json.Marshal(b.class.Capabilities)
+	if err != nil {
+		return nil, fmt.Errorf("class %q: record the capabilities: %w", b.class.Name, err)
+	}
+	if len(b.class.Capabilities) == 0 {
+		claims = nil
+	}
 	annotations := map[string]string{
 		AnnotationRoleBindings:   bindingLines(b.class.RoleBindings),
 		AnnotationServiceAccount: string(account),
+		AnnotationClassVersion:   b.class.Version,
+		AnnotationCapabilities:   string(claims),
 		AnnotationFailures:       strconv.Itoa(failures),
 		AnnotationPool:           b.settings.Identity.Pool.Name,
 		AnnotationPipeline:       request.Definition.Name,
@@ -150,8 +159,8 @@ func check(s Settings, class agentpool.AgentClass, template batchv1.JobTemplateS
 	if class.GracePeriod < 0 || (class.GracePeriod > 0 && class.GracePeriod < time.Second) {
 		bad("grace period %s: want at least a second, or 0 for %s", class.GracePeriod, DefaultGracePeriod)
 	}
-	if request.ID <= 0 || n < 0 || failures < 0 {
-		bad("request %d, attempt %d, failures %d: the request's id must be above 0 and the others not negative", request.ID, n, failures)
+	if request.ID < agentpool.WarmRequest || n < 0 || failures < 0 {
+		bad("request %d, attempt %d, failures %d: none may be negative", request.ID, n, failures)
 	}
 	for _, binding := range class.RoleBindings {
 		switch binding.Namespace {

@@ -4,6 +4,8 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -48,6 +50,10 @@ const (
 	// AnnotationServiceAccount holds what the build's ServiceAccount gets besides
 	// its name, as JSON.
 	AnnotationServiceAccount = Prefix + "service-account"
+	// AnnotationClassVersion is the version of the class that the Job was made from,
+	// and AnnotationCapabilities what that claims, as JSON.
+	AnnotationClassVersion = Prefix + "class-version"
+	AnnotationCapabilities = Prefix + "capabilities"
 	// AnnotationRightsEnded says when the build's rights were taken back, in RFC
 	// 3339. It spares every later look at the same finished Job the same calls.
 	AnnotationRightsEnded = Prefix + "rights-ended"
@@ -107,4 +113,41 @@ func ParseJobName(instance, name string) (poolID int, requestID int64, n int, ok
 		return 0, 0, 0, false
 	}
 	return poolID, requestID, n, true
+}
+
+// placeholderPrefix begins the name of every placeholder agent. No agent that runs
+// builds has a name like it, so that neither is ever taken for the other.
+const placeholderPrefix = "azp-placeholder-"
+
+const (
+	// placeholderClassLength keeps the name short enough for the service.
+	placeholderClassLength = 30
+	placeholderHashLength  = 6
+)
+
+// PlaceholderPrefix begins the names of the placeholder agents of an instance.
+func PlaceholderPrefix(instance string) string { return placeholderPrefix + instance + "-" }
+
+// PlaceholderName names the agent that stands in a pool for a class as long as
+// none of its agents is registered. It changes with what the class claims, so that
+// a new one can be there before the outdated one goes.
+func PlaceholderName(instance, class string, claims map[string]string) string {
+	hash := sha256.New()
+	_, _ = fmt.Fprintf(hash, "%q", class)
+	for _, name := range slices.Sorted(maps.Keys(claims)) {
+		_, _ = fmt.Fprintf(hash, " %q=%q", name, claims[name])
+	}
+	id := strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(hash.Sum(nil)))
+	return placeholderOf(instance, class) + id[:placeholderHashLength]
+}
+
+// IsPlaceholderOf reports whether an agent's name is that of a placeholder for the
+// class, whatever the class claimed when it was registered.
+func IsPlaceholderOf(instance, class, name string) bool {
+	hash, found := strings.CutPrefix(name, placeholderOf(instance, class))
+	return found && len(hash) == placeholderHashLength && !strings.Contains(hash, "-")
+}
+
+func placeholderOf(instance, class string) string {
+	return PlaceholderPrefix(instance) + strings.TrimRight(class[:min(len(class), placeholderClassLength)], "-.") + "-"
 }

@@ -48,15 +48,24 @@ func ParseRoleBinding(text string) (RoleBinding, error) {
 // AgentClass is a kind of agent: what it offers, and how many there may be. The
 // pod that realises it is kept by the package that builds Jobs.
 type AgentClass struct {
-	Name         string
+	Name string
+	// Version changes with everything that Jobs of the class are made from.
+	Version string
+	// Claims are what its agents are said to offer, as it is written. Capabilities
+	// are the same with folded names.
+	Claims       map[string]string
 	Capabilities Capabilities
-	Priority     int
+	Priority     int // The higher one is asked first.
 	MaxAgents    int // 0 is no limit beyond the pool's.
-	MinIdle      int
+	MinIdle      int // Agents kept waiting beyond need.
 	RoleBindings []RoleBinding
 	Registration Registration
 	GracePeriod  time.Duration
 }
+
+// WarmRequest stands for the request of a Job that was made for none, to keep an
+// agent waiting. The service counts its requests from 1.
+const WarmRequest int64 = 0
 
 // Phase is what a Job of ours is to the plan.
 type Phase int
@@ -140,13 +149,17 @@ func Reasons() []Reason {
 
 // AgentJob is a Job of ours as the cluster shows it, joined with its pod.
 type AgentJob struct {
-	Name      string // Also the agent's name in the pool.
-	UID       string
-	Class     string
-	PoolID    int
-	RequestID int64 // The request it was made for, which may not be the one it runs.
-	Attempt   int   // n of the Job's name: 0 for the first Job of a request.
-	Failures  int   // Failed Jobs before this one in a row, for the back-off.
+	Name  string // Also the agent's name in the pool.
+	UID   string
+	Class string
+	// ClassVersion is the version of the class that it was made from, and
+	// Capabilities what that claimed. A Job keeps them, whatever becomes of the class.
+	ClassVersion string
+	Capabilities Capabilities
+	PoolID       int
+	RequestID    int64 // The request it was made for, which may not be the one it runs; WarmRequest for none.
+	Attempt      int   // n of the Job's name: 0 for the first Job of a request.
+	Failures     int   // Failed Jobs before this one in a row, for the back-off.
 
 	CreatedAt time.Time
 	Suspended bool
@@ -171,6 +184,9 @@ type AgentJob struct {
 	Reason   Reason // Why it failed, or why it is not getting on.
 	Message  string // The same in words, for people.
 }
+
+// Warm reports whether it was made to wait, and for no request.
+func (j AgentJob) Warm() bool { return j.RequestID == WarmRequest }
 
 // Finished reports whether its agent can run nothing any more.
 func (j AgentJob) Finished() bool { return j.JobDone || !j.Ended.IsZero() }

@@ -63,12 +63,15 @@ type JobRequest struct {
 	UnknownDemands []string
 	Reserved       AgentRef // The agent it was given to; zero while queued.
 	Matched        []AgentRef
-	MatchesAll     bool
-	Priority       int
-	Definition     Link
-	Run            Link
-	PlanType       string
-	ParallelJobs   string // The kind of parallel job it takes: Private or Public.
+	// Foreign is an agent of somebody else that satisfies the demands; zero where
+	// there is none.
+	Foreign      AgentRef
+	MatchesAll   bool
+	Priority     int
+	Definition   Link
+	Run          Link
+	PlanType     string
+	ParallelJobs string // The kind of parallel job it takes: Private or Public.
 }
 
 // State derives the request's state from what the service has set.

@@ -12,6 +12,7 @@ import (
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/cluster"
 	"github.com/azp-scaler/azp-scaler/pkg/plan"
+	"github.com/azp-scaler/azp-scaler/pkg/scaler"
 )
 
 // kube is the cluster as the loop sees it: it knows how a class becomes a Job.
@@ -39,6 +40,15 @@ func (k kube) Create(ctx context.Context, c plan.Creation) (agentpool.AgentJob, 
 		return agentpool.AgentJob{}, err
 	}
 	return k.Ensure(ctx, job)
+}
+
+// Classes implements scaler.Cluster.
+func (k kube) Classes() scaler.Classes {
+	var classes scaler.Classes
+	for _, of := range k.classes {
+		classes.Usable = append(classes.Usable, of.AgentClass)
+	}
+	return classes
 }
 
 // Complete implements scaler.Cluster.

@@ -43,6 +43,24 @@ func (s service) WithdrawAgent(ctx context.Context, poolID int, agent agentpool.
 	return s.client.Withdraw(ctx, poolID, id)
 }
 
+// AgentCapabilities implements scaler.Service.
+func (s service) AgentCapabilities(ctx context.Context, poolID int, name string) (agentpool.Capabilities, bool, error) {
+	agent, err := s.client.AgentByName(ctx, poolID, name)
+	if errors.Is(err, azuredevops.ErrNotFound) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	agent, err = s.client.Agent(ctx, poolID, agent.ID)
+	return agent.Capabilities, err == nil, ignoreMissing(err)
+}
+
+// AddPlaceholder implements scaler.Service.
+func (s service) AddPlaceholder(ctx context.Context, poolID int, name string, claims map[string]string) error {
+	return s.client.AddPlaceholder(ctx, poolID, name, claims)
+}
+
 // ParallelJobs implements scaler.Service.
 func (s service) ParallelJobs(ctx context.Context) (int, bool, error) {
 	return s.client.ParallelJobs(ctx)

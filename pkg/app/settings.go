@@ -71,15 +71,12 @@ func (a *App) loopConfig(pool agentpool.Pool, k kube) scaler.Config {
 			StartupLimit: c.StartupLimit.Duration, HalfMadeLimit: halfMadeLimit,
 			BackoffMin: c.BackoffMin.Duration, BackoffMax: c.BackoffMax.Duration,
 		},
-		AgentPrefix: agentjob.NamePrefix(k.settings.Identity.Instance),
-		PollBusy:    c.PollBusy.Duration, PollIdle: c.PollIdle.Duration,
+		Instance: k.settings.Identity.Instance,
+		PollBusy: c.PollBusy.Duration, PollIdle: c.PollIdle.Duration,
 		AgentsEvery: min(agentsEvery, c.SweepInterval.Duration), SweepEvery: c.SweepInterval.Duration, SweepGrace: c.SweepGrace.Duration,
 		CheckEvery: checkEvery, RecheckEvery: recheckEvery, AssumeLimit: assumeLimit,
 		CallTimeout: callTimeout, PollTimeout: pollTimeout, Concurrency: concurrency,
 		UseParallel: c.ParallelJobs.On, ParallelEvery: parallelEvery,
-	}
-	for _, of := range k.classes {
-		config.Classes = append(config.Classes, of.AgentClass)
 	}
 	return config
 }

@@ -121,6 +121,39 @@ func (c *Client) DisableAgent(ctx context.Context, poolID, id int) error {
 	return c.act(ctx, r)
 }
 
+// placeholderVersion is above every version that a job can demand, as a demand on
+// Agent.Version is the service's own affair.
+const placeholderVersion = "99.999.9"
+
+// AddPlaceholder registers an agent without a key, so that it can never come
+// online. It exists so that the service queues requests that demand what it
+// claims: it fails at once those that no registered agent satisfies, and counts
+// offline agents as registered. An agent of that name that is there already is
+// left as it is and is no error.
+func (c *Client) AddPlaceholder(ctx context.Context, poolID int, name string, claims map[string]string) error {
+	capabilities := maps.Clone(claims)
+	if capabilities == nil {
+		capabilities = map[string]string{}
+	}
+	capabilities["Agent.Name"], capabilities["Agent.Version"] = name, placeholderVersion
+	body, err := json.Marshal(map[string]any{
+		"name": name, "version": placeholderVersion, "maxParallelism": 1, "provisioningState": "Provisioned",
+		"osDescription": "never online: stands for agents that are made when they are needed", "systemCapabilities": capabilities,
+	})
+	if err != nil {
+		return &Error{Op: OpAddAgent, Kind: ErrUnexpectedAnswer, Message: fmt.Sprintf("agent %q in pool %d", name, poolID), Err: err}
+	}
+	// A second one of the same name is refused, so it may be repeated.
+	err = c.act(ctx, request{
+		call: call{op: OpAddAgent, repeat: true}, method: http.MethodPost, location: locationAgents,
+		route: map[string]string{"poolId": strconv.Itoa(poolID)}, body: string(body),
+	})
+	if errors.Is(err, ErrConflict) {
+		return nil
+	}
+	return err
+}
+
 // Withdraw takes an agent out of its pool only if it has nothing to do: it
 // disables it, looks whether a request has been assigned to it, and deletes it.
 // It reports whether the agent is gone; one that is occupied stays registered and

@@ -14,6 +14,7 @@ const (
 	OpAgent        = "get-agent"
 	OpDeleteAgent  = "delete-agent"
 	OpDisableAgent = "disable-agent"
+	OpAddAgent     = "add-agent"
 	OpParallelJobs = "parallel-jobs"
 	OpPackage      = "find-package"
 	OpDownload     = "download-package"
@@ -22,8 +23,8 @@ const (
 // Operations lists every operation that a [Recorder] or an [Error] may name.
 func Operations() []string {
 	return []string{
-		OpDiscover, OpPools, OpJobRequests, OpAgents, OpAgent, OpDeleteAgent, OpDisableAgent, OpParallelJobs,
-		OpPackage, OpDownload,
+		OpDiscover, OpPools, OpJobRequests, OpAgents, OpAgent, OpDeleteAgent, OpDisableAgent, OpAddAgent,
+		OpParallelJobs, OpPackage, OpDownload,
 	}
 }
 

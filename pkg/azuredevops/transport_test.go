@@ -212,6 +212,7 @@ func TestRetries(t *testing.T) {
 		answer string
 	}{
 		OpJobRequests:  {func(ctx context.Context, c *Client) error { _, _, err := poll(ctx, c); return err }, emptyList},
+		OpAddAgent:     {func(ctx context.Context, c *Client) error { return c.AddPlaceholder(ctx, 5, "p", nil) }, ""},
 		OpDeleteAgent:  {func(ctx context.Context, c *Client) error { return c.DeleteAgent(ctx, 5, 7) }, ""},
 		OpDisableAgent: {func(ctx context.Context, c *Client) error { return c.DisableAgent(ctx, 5, 7) }, `{"id":7}`},
 		OpParallelJobs: {func(ctx context.Context, c *Client) error { _, _, err := c.ParallelJobs(ctx); return err }, `{}`},

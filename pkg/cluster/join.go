@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"cmp"
+	"encoding/json"
 	"slices"
 	"strconv"
 	"strings"
@@ -79,18 +80,20 @@ func join(job *batchv1.Job, pod *corev1.Pod, warnings []*corev1.Event) (agentpoo
 		return agentpool.AgentJob{}, false
 	}
 	j := agentpool.AgentJob{
-		Name:      job.Name,
-		UID:       string(job.UID),
-		Class:     job.Labels[agentjob.LabelClass],
-		PoolID:    pool,
-		RequestID: request,
-		Attempt:   attempt,
-		CreatedAt: job.CreationTimestamp.Time,
-		Suspended: job.Spec.Suspend != nil && *job.Spec.Suspend,
-		Deleting:  job.DeletionTimestamp != nil,
+		Name:         job.Name,
+		UID:          string(job.UID),
+		Class:        job.Labels[agentjob.LabelClass],
+		ClassVersion: job.Annotations[agentjob.AnnotationClassVersion],
+		PoolID:       pool,
+		RequestID:    request,
+		Attempt:      attempt,
+		CreatedAt:    job.CreationTimestamp.Time,
+		Suspended:    job.Spec.Suspend != nil && *job.Spec.Suspend,
+		Deleting:     job.DeletionTimestamp != nil,
 	}
 	// What a person has made unreadable counts as not recorded.
 	j.Failures, _ = strconv.Atoi(job.Annotations[agentjob.AnnotationFailures])
+	_ = json.Unmarshal([]byte(job.Annotations[agentjob.AnnotationCapabilities]), &j.Capabilities)
 	j.QueuedAt, _ = time.Parse(time.RFC3339Nano, job.Annotations[agentjob.AnnotationQueuedAt])
 	if pod != nil {
 		addPod(&j, pod)

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -57,7 +58,7 @@ func TestJobsFollowAnAgentThroughItsLife(t *testing.T) {
 		t.Errorf("it has ended: %+v", now)
 	}
 	live, err := e.cluster.LiveJobs(t.Context())
-	if err != nil || len(live) != 1 || live[0] != now {
+	if err != nil || len(live) != 1 || !cmp.Equal(live[0], now) {
 		t.Errorf("live: %+v, %v\nseen: %+v", live, err, now)
 	}
 	if err := e.cluster.DeleteJob(t.Context(), now.Name, now.UID); err != nil {

@@ -31,6 +31,15 @@ type Snapshot struct {
 	Requests []agentpool.JobRequest // Unfinished ones; finished ones are ignored.
 	Jobs     []agentpool.AgentJob   // Every Job of ours for this pool, finished ones included.
 	Classes  []agentpool.AgentClass
+	// Broken says, for each class that can't be used because of how it is written,
+	// what is wrong. Such a class is not among Classes.
+	Broken map[string]string
+	// Offers holds what agents made from a version of a class were found to have
+	// registered with. It counts over what the class claims.
+	Offers map[ClassVersion]agentpool.Capabilities
+	// Registered holds what single agents were found to have registered with, by
+	// name. It counts over Offers.
+	Registered map[string]agentpool.Capabilities
 	// Disabled names the agents that the service is known to assign nothing to.
 	Disabled map[string]bool
 	// Attempts holds the highest attempt ever made for a request, for Jobs that
@@ -45,6 +54,9 @@ type Snapshot struct {
 	// NoDeletions forbids ending anything: what we see may be out of date.
 	NoDeletions bool
 }
+
+// ClassVersion names a class as it was when Jobs were made from it.
+type ClassVersion struct{ Class, Version string }
 
 // Failure is a Job that failed before it ran a build.
 type Failure struct {
@@ -65,6 +77,9 @@ type Limits struct {
 	HalfMadeLimit     time.Duration // For a Job that stays suspended.
 	BackoffMin        time.Duration
 	BackoffMax        time.Duration
+	// MismatchLimit is how long a request may wait beside an idle agent that is
+	// thought to serve it before that agent is looked at.
+	MismatchLimit time.Duration
 }
 
 // Plan is what to do now, in order, and why the rest waits.
@@ -74,10 +89,22 @@ type Plan struct {
 	End      []Ending
 	Disable  []agentpool.AgentJob // Claimed agents that must get no second build.
 	Skipped  []Skip
-	View     View
+	// Inspect are agents whose registered capabilities the next plan should know.
+	Inspect []agentpool.AgentJob
+	// Mismatches are the classes whose agents lack what they claim.
+	Mismatches []Mismatch
+	View       View
 }
 
-// Creation is one Job to make.
+// Mismatch is a class that claims what its agents were found not to offer.
+type Mismatch struct {
+	Class   string
+	Version string
+	Lacking []string // Capabilities, as name or name=value, in order.
+}
+
+// Creation is one Job to make. A warm one has no request: its id is
+// agentpool.WarmRequest.
 type Creation struct {
 	Request  agentpool.JobRequest
 	Class    string
@@ -97,7 +124,19 @@ const (
 	// EndWithdrawn goes on with an agent that was disabled to be ended when
 	// somebody crashed; it can get no build any more.
 	EndWithdrawn EndReason = "withdrawn"
+	// EndMakeRoom gives up a warm agent for a request that a cap holds back.
+	EndMakeRoom EndReason = "make-room"
+	// EndClassChanged replaces a warm agent that was made from an earlier version of
+	// its class.
+	EndClassChanged EndReason = "class-changed"
 )
+
+// EndReasons lists every EndReason.
+func EndReasons() []EndReason {
+	return []EndReason{
+		EndSurplus, EndMaxIdleAge, EndStartupLimit, EndHalfMade, EndWithdrawn, EndMakeRoom, EndClassChanged,
+	}
+}
 
 // Ending is one agent to end, if a live look still finds it without a build.
 type Ending struct {
@@ -118,12 +157,22 @@ const (
 	SkipParallelJobs SkipReason = "parallel-jobs"
 	SkipPerCycle     SkipReason = "creations-per-cycle"
 	SkipBackoff      SkipReason = "back-off"
+	// SkipForeign leaves a request that no class serves to an agent of somebody else
+	// in the pool that satisfies it.
+	SkipForeign SkipReason = "foreign-agent"
+	// SkipMismatch is a request that a class claims to serve whose agents were found
+	// not to.
+	SkipMismatch SkipReason = "mismatch"
+	// SkipHeld is a request beside which an agent that satisfies it waits idle for
+	// longer than the mismatch limit: it is the service that holds it back.
+	SkipHeld SkipReason = "held-by-service"
 )
 
 // SkipReasons lists every SkipReason.
 func SkipReasons() []SkipReason {
 	return []SkipReason{
 		SkipServed, SkipUnmatched, SkipBlocked, SkipClassCap, SkipPoolCap, SkipParallelJobs, SkipPerCycle, SkipBackoff,
+		SkipForeign, SkipMismatch, SkipHeld,
 	}
 }
 
@@ -133,6 +182,10 @@ type Skip struct {
 	Class   string // Empty when no class serves it.
 	Reason  SkipReason
 	Detail  string
+	// Closest is the class that lacks least, and Missing what it lacks, where no
+	// class serves the request.
+	Closest string
+	Missing []string
 }
 
 // View is what the snapshot amounts to, for people and metrics.
@@ -142,10 +195,16 @@ type View struct {
 	Running     int
 	OldestQueue time.Time // Zero when nothing is queued.
 	Agents      map[string]map[agentpool.Phase]int
+	// Warm tells for each class that keeps agents waiting how many are, beyond need.
+	Warm map[string]Warm
 	// Unsettled says that something waits or starts, so that the next look should
 	// come soon.
 	Unsettled bool
 }
+
+// Warm is how many agents of a class are to wait beyond need, and how many do or
+// will.
+type Warm struct{ Want, Have int }
 
 // Make plans for one pool.
 func Make(s Snapshot) Plan {

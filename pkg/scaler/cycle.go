@@ -54,6 +54,7 @@ func (s *Scaler) snapshot(ctx context.Context) (snapshot plan.Snapshot, stale, o
 			return plan.Snapshot{}, true, false
 		}
 	}
+	classes := s.cluster.Classes()
 	requests, ok := s.poll(ctx)
 	if !ok {
 		return plan.Snapshot{}, stale, false
@@ -64,7 +65,7 @@ func (s *Scaler) snapshot(ctx context.Context) (snapshot plan.Snapshot, stale, o
 	limits := s.config.Limits
 	limits.ParallelJobs = s.parallel
 	return plan.Snapshot{
-		Now: s.now(), Pool: s.config.Pool, Requests: requests, Jobs: jobs, Classes: s.config.Classes,
+		Now: s.now(), Pool: s.config.Pool, Requests: requests, Jobs: jobs, Classes: classes.Usable, Broken: classes.Broken,
 		Disabled: disabled, Attempts: attempts, Failures: failures, Blocked: s.blocked, Limits: limits,
 		NoDeletions: stale,
 	}, stale, true
@@ -195,7 +196,7 @@ func (s *Scaler) check(ctx context.Context) {
 			s.log.Error("a class of agent can't be served", "class", class, "problem", blocked[class])
 		}
 	}
-	for _, class := range s.config.Classes {
+	for _, class := range s.cluster.Classes().Usable {
 		if _, still := blocked[class.Name]; !still {
 			s.complain.isNew("class "+class.Name, "")
 		}

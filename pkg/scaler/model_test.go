@@ -11,6 +11,7 @@ import (
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/plan"
+	"github.com/azp-scaler/azp-scaler/pkg/scaler"
 )
 
 // model is a small pool and a small cluster behind the loop's two interfaces. A
@@ -29,6 +30,7 @@ type model struct {
 	partial                                                      bool    // The poll fails after its first rows.
 	initial                                                      []int64 // To be queued when virtual time begins.
 	blocked                                                      map[string]string
+	classes                                                      scaler.Classes
 	parallel                                                     int
 	created                                                      []string
 	reports                                                      []string
@@ -40,6 +42,7 @@ func newModel(queued ...int64) *model {
 		initial:  queued,
 		requests: map[int64]agentpool.JobRequest{}, agents: map[string]agentpool.Agent{},
 		jobs: map[string]agentpool.AgentJob{}, rights: map[string]bool{},
+		classes: scaler.Classes{Usable: []agentpool.AgentClass{{Name: "default"}}},
 	}
 }
 
@@ -188,6 +191,22 @@ func (m *model) WithdrawAgent(_ context.Context, _ int, ref agentpool.AgentRef) 
 	return true, nil
 }
 
+func (m *model) AgentCapabilities(_ context.Context, _ int, name string) (agentpool.Capabilities, bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	agent, registered := m.agents[name]
+	return agent.Capabilities, registered, nil
+}
+
+func (m *model) AddPlaceholder(_ context.Context, _ int, name string, claims map[string]string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, there := m.agents[name]; !there {
+		m.agents[name] = agentpool.Agent{ID: len(m.agents) + 1, Name: name, Enabled: true, Capabilities: agentpool.NewCapabilities(claims)}
+	}
+	return nil
+}
+
 func (m *model) ParallelJobs(context.Context) (int, bool, error) {
 	return m.parallel, m.parallel > 0, nil
 }
@@ -235,6 +254,12 @@ func (m *model) Jobs() []agentpool.AgentJob {
 		return slices.Clone(m.cached)
 	}
 	return m.list()
+}
+
+func (m *model) Classes() scaler.Classes {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.classes
 }
 
 func (m *model) LiveJobs(context.Context) ([]agentpool.AgentJob, error) {

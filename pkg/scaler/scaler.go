@@ -36,6 +36,13 @@ type Service interface {
 	// registration unless it has a build. It reports whether the registration is
 	// gone.
 	WithdrawAgent(ctx context.Context, poolID int, agent agentpool.AgentRef) (gone bool, err error)
+	// AgentCapabilities gives what an agent has registered with, and whether it is
+	// registered.
+	AgentCapabilities(ctx context.Context, poolID int, name string) (agentpool.Capabilities, bool, error)
+	// AddPlaceholder registers an agent that never comes online, so that the service
+	// queues requests that demand what it offers instead of failing them. It is no
+	// error if there is one of that name.
+	AddPlaceholder(ctx context.Context, poolID int, name string, claims map[string]string) error
 	// ParallelJobs is how many builds the organisation may run at once, where that
 	// is known.
 	ParallelJobs(ctx context.Context) (total int, known bool, err error)
@@ -43,10 +50,12 @@ type Service interface {
 
 // Cluster is what the loop needs of Kubernetes.
 type Cluster interface {
-	// Synced reports whether Jobs shows everything there is.
+	// Synced reports whether Jobs and Classes show everything there is.
 	Synced() bool
 	// Jobs gives our Jobs from the cache, finished ones included.
 	Jobs() []agentpool.AgentJob
+	// Classes gives the classes of agent that are there for the pool now.
+	Classes() Classes
 	// LiveJobs gives them from the API server.
 	LiveJobs(ctx context.Context) ([]agentpool.AgentJob, error)
 	// Create makes the Job and everything it needs, and lets it go. A Job that
@@ -70,12 +79,19 @@ type Cluster interface {
 	Report(job agentpool.AgentJob, warning bool, reason, message string)
 }
 
+// Classes are the classes of agent that serve a pool, at one moment.
+type Classes struct {
+	Usable []agentpool.AgentClass
+	// Broken says, for each class that can't be used because of how it is written,
+	// what is wrong and how it would be right.
+	Broken map[string]string
+}
+
 // Config is what the loop is set to. The zero value of a field is not a default.
 type Config struct {
 	Pool          agentpool.Pool
-	Classes       []agentpool.AgentClass
 	Limits        plan.Limits
-	AgentPrefix   string        // Begins the name of every agent of this installation.
+	Instance      string        // As agentjob.InstanceID gives it; it is part of every agent's name.
 	PollBusy      time.Duration // Between polls while something waits or starts.
 	PollIdle      time.Duration
 	AgentsEvery   time.Duration // Between reads of the agents list that nothing else asks for.

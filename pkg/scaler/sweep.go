@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 
+	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 )
 
@@ -40,7 +41,7 @@ func (s *Scaler) sweepRegistrations(ctx context.Context, agents []agentpool.Agen
 	suspects := map[string]bool{}
 	var due []agentpool.Agent
 	for _, agent := range agents {
-		if !strings.HasPrefix(agent.Name, s.config.AgentPrefix) || alive[agent.Name] {
+		if !strings.HasPrefix(agent.Name, agentjob.NamePrefix(s.config.Instance)) || alive[agent.Name] {
 			continue
 		}
 		suspects[agent.Name] = true

@@ -32,17 +32,19 @@ var (
 	impure     = []string{"context", "log", "log/slog", "math/rand", "math/rand/v2", "net/http", "os", "k8s.io/client-go", "github.com/prometheus"}
 )
 
-// rules is the layering: cmd → app → {scaler, cluster, azuredevops} → {plan, agentjob} → agentpool, and beside it the
+// rules is the layering: cmd → app → {scaler, cluster, azuredevops} → {plan, explain, agentclass, agentjob} → agentpool, and beside it the
 // entrypoint, cmd → agent → azuredevops. What stands in for something or judges the product knows nothing of it.
 var rules = []rule{
-	{dir: "cmd/scaler", may: []string{"pkg/app", "pkg/scaler", "pkg/cluster", "pkg/azuredevops", "pkg/plan", "pkg/agentjob", "pkg/agentpool"}},
+	{dir: "cmd/scaler", may: []string{"pkg/app", "pkg/scaler", "pkg/cluster", "pkg/azuredevops", "pkg/plan", "pkg/explain", "pkg/agentclass", "pkg/agentjob", "pkg/agentpool"}},
 	{dir: "cmd/agent-entrypoint", may: []string{"pkg/agent", "pkg/azuredevops", "pkg/agentpool"}, banned: kubernetes},
-	{dir: "pkg/app", may: []string{"pkg/scaler", "pkg/cluster", "pkg/azuredevops", "pkg/plan", "pkg/agentjob", "pkg/agentpool"}},
+	{dir: "pkg/app", may: []string{"pkg/scaler", "pkg/cluster", "pkg/azuredevops", "pkg/plan", "pkg/explain", "pkg/agentclass", "pkg/agentjob", "pkg/agentpool"}},
 	{dir: "pkg/agent", may: []string{"pkg/azuredevops", "pkg/agentpool"}, banned: kubernetes},
 	{dir: "pkg/scaler", may: []string{"pkg/plan", "pkg/agentjob", "pkg/agentpool"}},
-	{dir: "pkg/cluster", may: []string{"pkg/plan", "pkg/agentjob", "pkg/agentpool"}},
+	{dir: "pkg/cluster", may: []string{"pkg/plan", "pkg/agentclass", "pkg/agentjob", "pkg/agentpool"}},
 	{dir: "pkg/azuredevops", may: []string{"pkg/agentpool"}, banned: kubernetes},
 	{dir: "pkg/plan", may: []string{"pkg/agentpool"}, banned: append([]string{"errors"}, impure...), standard: true},
+	{dir: "pkg/explain", may: []string{"pkg/plan", "pkg/agentpool"}, banned: impure, standard: true},
+	{dir: "pkg/agentclass", may: []string{"pkg/agentjob", "pkg/agentpool"}, banned: impure},
 	{dir: "pkg/agentjob", may: []string{"pkg/agentpool"}, banned: impure},
 	{dir: "pkg/agentpool", banned: impure, standard: true},
 	{dir: "pkg/azuredevops/azuredevopstest", tests: true},
