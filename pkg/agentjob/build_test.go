@@ -273,7 +273,7 @@ func TestBuildRefusesWhatBreaksAPromise(t *testing.T) {
 		{"ttl", func(i *input) { i.settings.TTL = -1 }, "TTL"},
 		{"class name", func(i *input) { i.class.Name = "Big One" }, "not that of a Kubernetes object"},
 		{"grace", func(i *input) { i.class.GracePeriod = -1 }, "grace period"},
-		{"request", func(i *input) { i.request.ID = 0 }, "request 0"},
+		{"request", func(i *input) { i.request.ID = -1 }, "request -1"},
 		{"own namespace", func(i *input) { i.class.RoleBindings[0].Namespace = "agents" }, "the agents' own"},
 		{"no namespace", func(i *input) { i.class.RoleBindings[0].Namespace = "" }, "names no namespace"},
 		{"no agent", func(i *input) { i.template.Spec.Template.Spec.Containers[0].Name = "x" }, `exactly one container named "agent"`},

@@ -22,4 +22,6 @@ func WriteJSON(w io.Writer, pools []Pool) error { return nil }
 
 // WriteRequest writes why a request waits, and which class serves it or comes
 // closest. Request 0 is every queued one. It reports whether the request was found.
-func WriteRequest(w io.Writer, pools []Pool, request int64) (found bool, err error) { return false, nil }
+func WriteRequest(w io.Writer, pools []Pool, request int64) (found bool, err error) {
+	return false, nil
+}
