@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
@@ -27,34 +28,45 @@ func PhaseOf(job agentpool.AgentJob, reserved, disabled bool) agentpool.Phase {
 	}
 }
 
+// agent is one Job and its phase.
+type agent struct {
+	job   *agentpool.AgentJob
+	phase agentpool.Phase
+}
+
 // classify gives the Jobs in a fixed order, each with its phase.
-func classify(s Snapshot) ([]agentpool.AgentJob, []agentpool.Phase) {
-	reserved := map[string]bool{}
-	for _, request := range s.Requests {
-		if request.State() != agentpool.RequestFinished && request.Reserved.Name != "" {
+func classify(s Snapshot) []agent {
+	reserved := make(map[string]bool, len(s.Requests))
+	for i := range s.Requests {
+		request := &s.Requests[i]
+		if request.Reserved.Name != "" && request.State() != agentpool.RequestFinished {
 			reserved[request.Reserved.Name] = true
 		}
 	}
-	jobs := slices.Clone(s.Jobs)
-	slices.SortFunc(jobs, compareJobs)
-	phases := make([]agentpool.Phase, len(jobs))
-	for i, job := range jobs {
-		phases[i] = PhaseOf(job, reserved[job.Name], s.Disabled[job.Name])
+	agents := make([]agent, len(s.Jobs))
+	for i := range s.Jobs {
+		job := &s.Jobs[i]
+		agents[i] = agent{job: job, phase: PhaseOf(*job, reserved[job.Name], s.Disabled[job.Name])}
 	}
-	return jobs, phases
+	slices.SortFunc(agents, func(a, b agent) int { return compareJobs(a.job, b.job) })
+	return agents
 }
 
-func view(s Snapshot, jobs []agentpool.AgentJob, phases []agentpool.Phase) View {
-	v := View{Agents: map[string]map[agentpool.Phase]int{}}
+func compareJobs(a, b *agentpool.AgentJob) int {
+	return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.UID, b.UID))
+}
+
+func view(s Snapshot, agents []agent) View {
+	v := View{Agents: map[string]map[agentpool.Phase]int{}, Warm: map[string]Warm{}}
 	for _, class := range s.Classes {
 		v.Agents[class.Name] = map[agentpool.Phase]int{}
 	}
-	for i, job := range jobs {
-		if v.Agents[job.Class] == nil {
-			v.Agents[job.Class] = map[agentpool.Phase]int{}
+	for _, a := range agents {
+		if v.Agents[a.job.Class] == nil {
+			v.Agents[a.job.Class] = map[agentpool.Phase]int{}
 		}
-		v.Agents[job.Class][phases[i]]++
-		v.Unsettled = v.Unsettled || phases[i] == agentpool.PhaseStarting || phases[i] == agentpool.PhaseLeaving
+		v.Agents[a.job.Class][a.phase]++
+		v.Unsettled = v.Unsettled || a.phase == agentpool.PhaseStarting || a.phase == agentpool.PhaseLeaving
 	}
 	for _, request := range s.Requests {
 		switch request.State() {
