@@ -16,8 +16,16 @@
 //   - the agent's own Job was created at the latest Rules.Slack after the
 //     request went away: an agent made later was not made for need that existed.
 //
+// Two more things explain an agent. A warm one, which was made for no request, may
+// have taken the build that it was made for. And the service may have given its
+// build to another agent of ours, whose own request then needed a further Job: that
+// explains it as long as it is of another class than that Job, as it could have
+// taken the build itself otherwise.
+//
 // The largest possible number of agents is explained (the pairing is a maximum
-// matching), the rest are duplicates.
+// matching), the rest are duplicates. So are warm agents beyond Rules.Warm: the
+// agents of an installation that wait may at no creation be more than those and the
+// requests that want one.
 //
 // Lost are requests without a result or a stated reason: still unfinished at
 // the end, abandoned, or failed because the service stopped hearing from the
@@ -30,7 +38,9 @@
 //
 // Three more verdicts concern the promise of exactly one agent per build and of
 // rights that end with it: a build received by two agents, an agent that
-// received two builds, and rights that ended too early or too late.
+// received two builds, and rights that ended too early or too late. Two concern
+// what belongs to whom: a placeholder that came online, and a registration or an
+// object that was changed by another installation than the one that made it.
 //
 // A log that cannot be the whole truth (a gap in the sequence, builds but no
 // Job of the scaler) is a problem of the evidence, and a report with one is

@@ -34,13 +34,23 @@ type request struct {
 type agent struct {
 	key            key
 	name           string
+	addedBy        string
 	added          time.Time
 	deleted        time.Time
+	disabled       time.Time // First.
 	online         time.Time // Its first session.
 	lastSession    time.Time
 	sessionEnded   time.Time // Deleted by the agent itself.
 	sessionExpired time.Time
 	requests       []key // That it received, in order, each once.
+	touches        []touch
+}
+
+// touch is a change of a registration that somebody asked for.
+type touch struct {
+	at    time.Time
+	event string
+	by    string
 }
 
 // ended is when the agent's program had certainly come to its end: it closed
@@ -57,8 +67,13 @@ func (a *agent) ended() time.Time {
 
 // job is a Kubernetes Job that the scaler created.
 type job struct {
+	name      string
+	instance  string // Which the name tells; empty when it tells none.
+	requestID int64  // The same.
+	warm      bool   // Made for no request, to wait for one.
+	class     string // By its label; empty where the log has no bodies.
 	created   time.Time
-	requestID int64 // 0 when the name tells none.
+	deleted   time.Time
 }
 
 // binding is a RoleBinding that the scaler created for a Job.
@@ -76,6 +91,8 @@ type index struct {
 	jobs     map[string]*job
 	bindings []*binding
 	created  map[objectKey][]string // UIDs known of what the scaler created; empty where the log tells none.
+	creators map[objectKey]string   // The user who created it last.
+	meddling []KubeEvent            // A scaler's writes on what another one created.
 	// unanswered holds the scaler's creations whose outcome the log does not tell.
 	// The first successful request about the object shows that it was made.
 	unanswered map[objectKey]KubeEvent
@@ -85,23 +102,24 @@ type index struct {
 type objectKey struct{ group, resource, namespace, name string }
 
 // jobName is the form in which the scaler names Jobs and agents:
-// azp-<instance>-<pool>-<request>-<attempt>.
-var jobName = regexp.MustCompile(`^azp-[a-z0-9]{8}-\d+-(\d+)-\d+$`)
+// azp-<instance>-<pool>-<request>-<attempt>. Warm ones have request 0.
+var jobName = regexp.MustCompile(`^azp-([a-z0-9]{8})-\d+-(\d+)-\d+$`)
 
-// requestOf gives the request a Job was made for.
-func requestOf(name string) (int64, bool) {
+// parseName gives the instance that a Job or agent belongs to and the request it
+// was made for.
+func parseName(name string) (instance string, request int64, ok bool) {
 	match := jobName.FindStringSubmatch(name)
 	if match == nil {
-		return 0, false
+		return "", 0, false
 	}
-	id, err := strconv.ParseInt(match[1], 10, 64)
-	return id, err == nil
+	id, err := strconv.ParseInt(match[2], 10, 64)
+	return match[1], id, err == nil
 }
 
 func buildIndex(in Input, rules Rules) *index {
 	ix := &index{
 		requests: map[key]*request{}, agents: map[key]*agent{}, jobs: map[string]*job{}, created: map[objectKey][]string{},
-		unanswered: map[objectKey]KubeEvent{},
+		creators: map[objectKey]string{}, unanswered: map[objectKey]KubeEvent{},
 	}
 	for _, event := range in.Service {
 		ix.addService(event)
@@ -118,6 +136,8 @@ func (ix *index) addService(event ServiceEvent) {
 		ix.addRequestEvent(event)
 	case eventAgentAdded, eventAgentDeleted, eventSessionCreated, eventSessionDeleted, eventSessionExpired:
 		ix.addAgentEvent(event)
+	case eventAgentReplaced, eventAgentUpdated, eventAgentDisabled, eventAgentEnabled, eventDeleteRefused:
+		ix.addTouch(event)
 	}
 }
 
@@ -175,9 +195,10 @@ func (ix *index) addAgentEvent(event ServiceEvent) {
 	a := ix.agent(event)
 	switch event.Event {
 	case eventAgentAdded:
-		a.added = event.Time
+		a.added, a.addedBy = event.Time, event.By
 	case eventAgentDeleted:
 		a.deleted = event.Time
+		ix.addTouch(event)
 	case eventSessionCreated:
 		if a.online.IsZero() {
 			a.online = event.Time
@@ -187,6 +208,14 @@ func (ix *index) addAgentEvent(event ServiceEvent) {
 		a.sessionEnded = event.Time
 	case eventSessionExpired:
 		a.sessionExpired = event.Time
+	}
+}
+
+func (ix *index) addTouch(event ServiceEvent) {
+	a := ix.agent(event)
+	a.touches = append(a.touches, touch{at: event.Time, event: event.Event, by: event.By})
+	if event.Event == eventAgentDisabled && a.disabled.IsZero() {
+		a.disabled = event.Time
 	}
 }
 
@@ -206,12 +235,11 @@ func (ix *index) addKube(event KubeEvent, rules Rules) {
 			ix.addCreation(creation)
 		}
 	}
-	if event.Verb == "delete" && event.Succeeded() && event.Subresource == "" && !event.DryRun && event.Resource == "rolebindings" {
-		for _, b := range ix.bindings {
-			if b.namespace == event.Namespace && b.name == event.Name && b.deleted.IsZero() {
-				b.deleted = event.Done
-			}
-		}
+	if byScaler && event.changed() && ix.createdByOther(k, event.User) {
+		ix.meddling = append(ix.meddling, event)
+	}
+	if event.Verb == "delete" && event.changed() {
+		ix.addDeletion(event)
 	}
 	if account, found := strings.CutPrefix(event.User, "system:serviceaccount:"); found && event.Succeeded() && event.Namespace != "" && !isVirtual(event.Group) {
 		if _, name, _ := strings.Cut(account, ":"); jobName.MatchString(name) {
@@ -220,13 +248,43 @@ func (ix *index) addKube(event KubeEvent, rules Rules) {
 	}
 }
 
+// createdByOther tells whether an object, or the Job that a pod belongs to, was
+// created by another user of the scaler's.
+func (ix *index) createdByOther(k objectKey, user string) bool {
+	if k.resource == "pods" {
+		if cut := strings.LastIndex(k.name, "-"); cut > 0 {
+			k = objectKey{"batch", "jobs", k.namespace, k.name[:cut]}
+		}
+	}
+	creator, known := ix.creators[k]
+	return known && creator != user
+}
+
+func (ix *index) addDeletion(event KubeEvent) {
+	switch event.Resource {
+	case "rolebindings":
+		for _, b := range ix.bindings {
+			if b.namespace == event.Namespace && b.name == event.Name && b.deleted.IsZero() {
+				b.deleted = event.Done
+			}
+		}
+	case "jobs":
+		if made, found := ix.jobs[event.Name]; found && made.deleted.IsZero() {
+			made.deleted = event.Done
+		}
+	}
+}
+
 func (ix *index) addCreation(event KubeEvent) {
 	k := objectKey{event.Group, event.Resource, event.Namespace, event.Name}
 	ix.created[k] = append(ix.created[k], event.UID)
+	ix.creators[k] = event.User
 	switch {
 	case event.Group == "batch" && event.Resource == "jobs":
-		made := &job{created: event.Done}
-		made.requestID, _ = requestOf(event.Name)
+		made := &job{name: event.Name, created: event.Done, class: event.Labels[classLabel]}
+		var named bool
+		made.instance, made.requestID, named = parseName(event.Name)
+		made.warm = named && made.requestID == 0
 		ix.jobs[event.Name] = made
 	case event.Resource == "rolebindings":
 		ix.bindings = append(ix.bindings, &binding{namespace: event.Namespace, name: event.Name, job: jobOfBinding(event.Name)})

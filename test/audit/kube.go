@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -30,6 +31,11 @@ type KubeEvent struct {
 
 // Succeeded tells whether the request was answered with success.
 func (e KubeEvent) Succeeded() bool { return e.Code >= 200 && e.Code < 300 }
+
+// changed tells whether the event changed or deleted an object that was there.
+func (e KubeEvent) changed() bool {
+	return e.Succeeded() && !e.DryRun && e.Subresource == "" && slices.Contains([]string{"delete", "patch", "update"}, e.Verb) && !e.created()
+}
 
 // created tells whether the event brought a new object into being: a POST, or
 // an apply or update answered with 201.

@@ -11,6 +11,9 @@ func perBuildLabels() []string {
 	return []string{"azp-scaler.github.io/request-id", "azp-scaler.github.io/job-uid", "azp-scaler.github.io/attempt"}
 }
 
+// classLabel names the class that a Job is of.
+const classLabel = "azp-scaler.github.io/class"
+
 // leakedObjects finds what the scaler created, and what that owns, among the
 // objects that are live at the end.
 func (j *judge) leakedObjects() {
@@ -94,17 +97,26 @@ func (j *judge) leakedRegistrations() {
 		if j.in.AgentsListed && alive != listed[a.key.id] {
 			j.find(VerdictEvidence, "%s: alive by the service's audit log is %t, by its list of agents %t", a, alive, listed[a.key.id])
 		}
-		if alive && !slices.Contains(j.rules.StandingAgents, a.name) {
+		if alive && !j.standingAgent(a.name) {
 			j.report.Leaked["registrations"]++
 			j.find(VerdictLeaked, "%s, added at %s, is still registered", a, clock(a.added))
 		}
 	}
 	for _, live := range j.in.Agents {
-		if !logged[live.ID] && !slices.Contains(j.rules.StandingAgents, live.Name) {
+		if !logged[live.ID] && !j.standingAgent(live.Name) {
 			j.report.Leaked["registrations"]++
 			j.find(VerdictLeaked, "agent %d %s (pool %s) is listed by the service, though its audit log does not show it", live.ID, live.Name, live.Pool)
 		}
 	}
+}
+
+// standingAgent tells whether a registration of that name may be left at the end.
+func (j *judge) standingAgent(name string) bool {
+	return slices.Contains(j.rules.StandingAgents, name) || j.placeholder(name) && !j.rules.CleanedUp
+}
+
+func (j *judge) placeholder(name string) bool {
+	return j.rules.Placeholders != "" && strings.HasPrefix(name, j.rules.Placeholders)
 }
 
 // rights finds RoleBindings that went before their build ended or stayed too

@@ -20,6 +20,8 @@ const (
 	VerdictLeaked      Verdict = "leaked"
 	VerdictRunTwice    Verdict = "run-twice"
 	VerdictAgentReused Verdict = "agent-reused"
+	VerdictPlaceholder Verdict = "placeholder"
+	VerdictTouched     Verdict = "touched"
 	VerdictRights      Verdict = "rights"
 )
 
@@ -47,6 +49,8 @@ type Report struct {
 	Leaked         map[string]int `json:"leaked"` // By kind; the usual kinds are there with 0 too.
 	BuildsRunTwice int            `json:"builds_run_twice"`
 	AgentsReused   int            `json:"agents_reused"`
+	Placeholders   int            `json:"placeholders_online"` // That came online, which none ever does.
+	Touched        int            `json:"touched"`             // Agents and objects changed by somebody whose they are not.
 	RightsEarly    int            `json:"rights_early"`
 	RightsLate     int            `json:"rights_late"`
 	QueueToJob     Quantiles      `json:"queue_to_job_seconds"`
@@ -84,6 +88,7 @@ func (r Report) WriteText(w io.Writer) error {
 	}
 	fmt.Fprintf(&text, "\nbuilds run twice %d, agents reused %d, rights ended early %d, late %d (longest kept within the limit: %s)\n",
 		r.BuildsRunTwice, r.AgentsReused, r.RightsEarly, r.RightsLate, r.longestRights.Round(time.Millisecond))
+	fmt.Fprintf(&text, "placeholders online %d, others' agents or objects touched %d\n", r.Placeholders, r.Touched)
 	fmt.Fprintf(&text, "queue to Job p50 %.2f s, p99 %.2f s; queue to agent p50 %.2f s, p99 %.2f s\n", r.QueueToJob.P50, r.QueueToJob.P99, r.QueueToAgent.P50, r.QueueToAgent.P99)
 	for _, finding := range r.Findings {
 		fmt.Fprintf(&text, "%s: %s\n", finding.Verdict, finding.Text)

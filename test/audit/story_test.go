@@ -140,6 +140,25 @@ func (s *story) judge() audit.Report {
 	return audit.Judge(audit.Input{Service: service, Kube: kube, Objects: s.objects, Agents: s.agents, AgentsListed: s.listed}, s.rules)
 }
 
+// jobOfClass creates a Job that says what class it is of.
+func (s *story) jobOfClass(second float64, name, class string) *story {
+	return s.kubeWrite(second, scaler, "create", "batch", "jobs", "agents", name, 201, func(line map[string]any) {
+		line["responseObject"] = map[string]any{"metadata": map[string]any{
+			"name": name, "uid": "uid-of-" + name, "labels": map[string]any{"azp-scaler.github.io/class": class},
+		}}
+	})
+}
+
+// idle tells an agent that came online and never received a build.
+func (s *story) idle(second float64, id int, name string) *story {
+	return s.online(second, id, name).offline(second+60, id, name)
+}
+
+// ran tells an agent that ran one build, from its registration on.
+func (s *story) ran(second float64, request, id int, name string) *story {
+	return s.online(second, id, name).received(second+1, request, id, name).finished(second+3, request, "succeeded", "").offline(second+4, id, name)
+}
+
 func job(request, attempt int) string { return fmt.Sprintf("azp-abcd1234-1-%d-%d", request, attempt) }
 
 // verdicts gives the verdicts of a report in order, for comparison.

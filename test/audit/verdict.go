@@ -3,7 +3,6 @@ package audit
 import (
 	"cmp"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 )
@@ -27,8 +26,19 @@ type Rules struct {
 	// system:serviceaccount:agents:azp-scaler.
 	ScalerUsers []string
 	// StandingAgents are names of registrations that are no part of the run,
-	// such as a placeholder.
+	// such as that of somebody's own machine.
 	StandingAgents []string
+	// Placeholders begins the names of registrations that are the installation's,
+	// are never online and stay as long as it does. Empty means that there are none.
+	Placeholders string
+	// CleanedUp says that the installation was taken away before the end, so that
+	// no placeholder may be left either.
+	CleanedUp bool
+	// Warm is how many agents of an installation may wait for builds that nobody has
+	// queued. 0 means that every one is a duplicate.
+	Warm int
+	// Administrators are identities that may change or delete every registration.
+	Administrators []string
 	// StandingObjects are objects, as resource/namespace/name, that belong to
 	// the installation and not to a build, such as a leader's lease.
 	StandingObjects []string
@@ -56,7 +66,10 @@ func Judge(in Input, rules Rules) Report {
 	j.counts()
 	j.lost()
 	j.duplicates()
+	j.keptWaiting()
 	j.exclusive()
+	j.placeholders()
+	j.touched()
 	j.rights()
 	j.leakedObjects()
 	j.leakedRegistrations()
@@ -190,83 +203,6 @@ func (r *request) standing(ix *index) string {
 	return fmt.Sprintf("received at %s by %s", clock(r.received), strings.Join(names, ", "))
 }
 
-// duplicates finds the agents that came online for nothing and that no request
-// which went away explains; see the package's documentation for the rule.
-func (j *judge) duplicates() {
-	var idle []*agent
-	for _, a := range j.ix.sortedAgents() {
-		if !a.online.IsZero() && len(a.requests) == 0 && j.ix.ours(a) {
-			idle = append(idle, a)
-		}
-	}
-	gone := j.wentAway()
-	slices.SortStableFunc(idle, func(a, b *agent) int { return j.madeAt(a).Compare(j.madeAt(b)) })
-	// Each agent takes the earliest request that can still explain it: with both
-	// sides in order of time this explains as many as is possible.
-	next := 0
-	for _, a := range idle {
-		for next < len(gone) && gone[next].Add(j.rules.Slack).Before(j.madeAt(a)) {
-			next++
-		}
-		if next < len(gone) {
-			next++
-			continue
-		}
-		j.report.Duplicates++
-		j.find(VerdictDuplicate, "%s came online at %s and never received a build; its Job was created at %s, and no request that went away explains it (%d such requests, %d such agents)",
-			a, clock(a.online), clock(j.madeAt(a)), len(gone), len(idle))
-	}
-}
-
-// wentAway gives, in order, the times at which requests went away that had a
-// Job made for them and that none of our agents received.
-func (j *judge) wentAway() []time.Time {
-	made := map[int64]time.Time{}
-	for _, job := range j.ix.jobs {
-		if first, found := made[job.requestID]; !found || job.created.Before(first) {
-			made[job.requestID] = job.created
-		}
-	}
-	var gone []time.Time
-	for _, r := range j.ix.sortedRequests() {
-		at, left := j.leftAt(r)
-		created, found := made[r.key.id]
-		if left && found && !created.After(at.Add(j.rules.Slack)) {
-			gone = append(gone, at)
-		}
-	}
-	slices.SortFunc(gone, time.Time.Compare)
-	return gone
-}
-
-// leftAt tells when the need for an agent of ours went away by itself.
-func (j *judge) leftAt(r *request) (time.Time, bool) {
-	for _, k := range r.agents {
-		if j.ix.ours(j.ix.agents[k]) {
-			return time.Time{}, false
-		}
-	}
-	switch {
-	case len(r.agents) > 0:
-		return r.received, true
-	case r.outcome() == outcomeCanceled:
-		return later(r.canceled, r.finished), true
-	case r.outcome() == outcomeNoAgent:
-		return r.noAgent, true
-	default:
-		return time.Time{}, false
-	}
-}
-
-// madeAt is when an agent's Job was created, or the agent where the Job is not
-// in the log.
-func (j *judge) madeAt(a *agent) time.Time {
-	if made, found := j.ix.jobs[a.name]; found {
-		return made.created
-	}
-	return a.added
-}
-
 // exclusive finds builds with two agents and agents with two builds.
 func (j *judge) exclusive() {
 	for _, r := range j.ix.sortedRequests() {
@@ -291,7 +227,7 @@ func (j *judge) exclusive() {
 func (j *judge) times() {
 	first := map[int64]time.Time{}
 	for _, made := range j.ix.jobs {
-		if at, found := first[made.requestID]; !found || made.created.Before(at) {
+		if at, found := first[made.requestID]; !made.warm && (!found || made.created.Before(at)) {
 			first[made.requestID] = made.created
 		}
 	}

@@ -33,7 +33,9 @@ func main() {
 type settings struct {
 	serviceLog, kubeLog, kubeconfig, url, tokenFile, caFile string
 	scalerUsers, standingAgents, standingObjects            string
-	pool                                                    int
+	placeholders, administrators                            string
+	pool, warm                                              int
+	cleanedUp                                               bool
 	rightsLimit                                             time.Duration
 	asJSON                                                  bool
 }
@@ -48,6 +50,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags.StringVar(&s.scalerUsers, "scaler-user", "", "user names of the scaler, comma-separated, such as system:serviceaccount:agents:azp-scaler")
 	flags.StringVar(&s.standingAgents, "standing-agent", "", "names of agents that are no part of the run, comma-separated")
 	flags.StringVar(&s.standingObjects, "standing-object", "", "objects of the installation as resource/namespace/name, comma-separated")
+	flags.StringVar(&s.placeholders, "placeholders", "azp-placeholder-", "how the names of the installation's placeholder agents begin")
+	flags.BoolVar(&s.cleanedUp, "cleaned-up", false, "the installation was taken away, so that no placeholder may be left")
+	flags.IntVar(&s.warm, "warm", 0, "how many agents each installation may keep waiting for builds")
+	flags.StringVar(&s.administrators, "administrator", "", "identities that may change every registration, comma-separated")
 	flags.StringVar(&s.url, "url", "", "address of the organisation, to cross-check registrations (optional)")
 	flags.StringVar(&s.tokenFile, "token-file", "", "file with a personal access token for -url")
 	flags.StringVar(&s.caFile, "ca-file", "", "root certificates for -url (PEM)")
@@ -95,6 +101,7 @@ func judge(ctx context.Context, s settings) (audit.Report, error) {
 	}
 	return audit.Judge(in, audit.Rules{
 		ScalerUsers: split(s.scalerUsers), StandingAgents: split(s.standingAgents), StandingObjects: split(s.standingObjects), RightsLimit: s.rightsLimit,
+		Placeholders: s.placeholders, CleanedUp: s.cleanedUp, Warm: s.warm, Administrators: split(s.administrators),
 	}), nil
 }
 
