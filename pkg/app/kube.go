@@ -21,6 +21,8 @@ type kube struct {
 	settings agentjob.Settings
 	classes  map[string]class
 	now      func() time.Time
+	// reportClass puts an Event on the CronJob of a class; nil where classes are none.
+	reportClass func(class string, warning bool, reason, message string)
 }
 
 // class is a class of agent with the pod that realises it.
@@ -78,6 +80,13 @@ func (k kube) Sweep(ctx context.Context, grace time.Duration) (map[string]int, e
 // Report implements scaler.Cluster.
 func (k kube) Report(job agentpool.AgentJob, warning bool, reason, message string) {
 	k.RecordEvent(job, warning, reason, message)
+}
+
+// ReportClass implements scaler.Cluster.
+func (k kube) ReportClass(class string, warning bool, reason, message string) {
+	if k.reportClass != nil {
+		k.reportClass(class, warning, reason, message)
+	}
 }
 
 // Check implements scaler.Cluster.

@@ -51,6 +51,9 @@ func newHistory(s Snapshot, agents []agent) *history {
 		return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.RequestID, b.RequestID), cmp.Compare(a.Class, b.Class), cmp.Compare(a.Count, b.Count))
 	})
 	for _, f := range failures {
+		if f.RequestID == agentpool.WarmRequest && lastSuccess[f.Class].After(f.At) {
+			continue // Made for no request, it can't be followed up to its success but by its class.
+		}
 		c := cause{request: f.RequestID, class: f.Class}
 		h.request[c] = later(h.request[c], f)
 		// A class is in trouble only while nothing made since then has started.

@@ -57,18 +57,30 @@ func (p *Plan) inspect(s Snapshot, n need, u supply, b balance, agents []agent) 
 }
 
 // inspectVersions asks for one registered agent of each version of a class of which it
-// is not known what its agents offer.
+// is not known what its agents offer. Where they were found to lack something, it asks
+// for the newest that has not been looked at: the image may have been mended.
 func (p *Plan) inspectVersions(s Snapshot, agents []agent, ask func(agentpool.AgentJob)) {
-	done := map[ClassVersion]bool{}
+	lacking := map[ClassVersion]bool{}
+	for _, mismatch := range p.Mismatches {
+		lacking[ClassVersion{Class: mismatch.Class, Version: mismatch.Version}] = true
+	}
+	newest := map[ClassVersion]*agentpool.AgentJob{}
 	for _, a := range agents {
-		version := ClassVersion{Class: a.job.Class, Version: a.job.ClassVersion}
-		if a.phase == agentpool.PhaseFinished || a.phase == agentpool.PhaseLeaving || !a.job.Started || done[version] {
+		if a.phase == agentpool.PhaseFinished || a.phase == agentpool.PhaseLeaving || !a.job.Started {
 			continue
 		}
-		if _, known := s.Offers[version]; !known {
-			done[version] = true
-			ask(*a.job)
+		version := ClassVersion{Class: a.job.Class, Version: a.job.ClassVersion}
+		_, known := s.Offers[version]
+		_, seen := s.Registered[a.job.Name]
+		if (known && !lacking[version]) || seen {
+			continue
 		}
+		if best := newest[version]; best == nil || a.job.CreatedAt.After(best.CreatedAt) {
+			newest[version] = a.job
+		}
+	}
+	for _, job := range newest {
+		ask(*job)
 	}
 }
 

@@ -21,8 +21,8 @@ func Make(s Snapshot) Plan {
 
 	p.answer(s, n, u, b, newBudget(s, history, agents))
 	p.release(s, classes, agents, u, b)
-	p.inspect(s, n, u, b, agents)
 	p.Mismatches = mismatches(s, classes)
+	p.inspect(s, n, u, b, agents)
 	if s.NoDeletions {
 		p.End = nil
 	}

@@ -41,8 +41,14 @@ func (s *Scaler) create(ctx context.Context, creation plan.Creation) {
 		return
 	}
 	s.complain.isNew("create "+creation.Class, "")
+	if creation.Request.ID == agentpool.WarmRequest {
+		s.metrics.jobCreated(s.config.Pool.Name, creation.Class)
+		log.Info("made a Job to keep an agent waiting")
+		return
+	}
 	wait := max(0, s.now().Sub(creation.Request.QueueTime))
-	s.metrics.jobCreated(s.config.Pool.Name, creation.Class, wait)
+	s.metrics.jobCreated(s.config.Pool.Name, creation.Class)
+	s.metrics.jobWaited(s.config.Pool.Name, creation.Class, wait)
 	log.Info("made a Job for a queued build", "pipeline", creation.Request.Definition.Name, "waited", wait.Round(time.Millisecond))
 }
 
@@ -122,4 +128,17 @@ func (s *Scaler) disable(ctx context.Context, job agentpool.AgentJob) {
 		return
 	}
 	s.memory.setDisabled(job.Name)
+}
+
+// inspect finds out what an agent has registered with.
+func (s *Scaler) inspect(ctx context.Context, job agentpool.AgentJob) {
+	offered, registered, err := s.service.AgentCapabilities(ctx, job.PoolID, job.Name)
+	switch {
+	case err != nil:
+		if s.complain.isNew("job "+job.UID+" capabilities", err.Error()) {
+			s.log.Warn("what an agent has registered with can't be read, trying again", "job", job.Name, "error", err)
+		}
+	case registered:
+		s.memory.inspected(job, offered)
+	}
 }

@@ -25,6 +25,7 @@ func (s *Scaler) cycle(ctx context.Context) time.Duration {
 	p := plan.Make(snapshot)
 	s.publish(snapshot, p, stale)
 	s.apply(ctx, p)
+	run(ctx, s, p.Inspect, s.inspect)
 	s.memory.forget(snapshot.Jobs, snapshot.Requests)
 	s.sweep(ctx)
 	if p.View.Unsettled || len(p.Create) > 0 || len(p.End) > 0 {
@@ -59,16 +60,15 @@ func (s *Scaler) snapshot(ctx context.Context) (snapshot plan.Snapshot, stale, o
 	if !ok {
 		return plan.Snapshot{}, stale, false
 	}
-	s.readAgents(ctx, jobs)
+	s.readAgents(ctx, jobs, classes)
 	s.readParallelJobs(ctx)
-	disabled, attempts, failures := s.memory.remembered()
-	limits := s.config.Limits
-	limits.ParallelJobs = s.parallel
-	return plan.Snapshot{
+	snapshot = plan.Snapshot{
 		Now: s.now(), Pool: s.config.Pool, Requests: requests, Jobs: jobs, Classes: classes.Usable, Broken: classes.Broken,
-		Disabled: disabled, Attempts: attempts, Failures: failures, Blocked: s.blocked, Limits: limits,
-		NoDeletions: stale,
-	}, stale, true
+		Blocked: s.blocked, Limits: s.config.Limits, NoDeletions: stale,
+	}
+	snapshot.Limits.ParallelJobs = s.parallel
+	s.memory.remind(&snapshot)
+	return snapshot, stale, true
 }
 
 // liveJobs asks the API server, after the cache has not shown an own write for
@@ -89,17 +89,7 @@ func (s *Scaler) poll(ctx context.Context) ([]agentpool.JobRequest, bool) {
 	call, cancel := context.WithTimeout(ctx, s.config.PollTimeout)
 	defer cancel()
 	start := s.now()
-	var requests []agentpool.JobRequest
-	malformed, err := s.service.JobRequests(call, s.config.Pool.ID, func(request agentpool.JobRequest) error {
-		if request.State() == agentpool.RequestFinished {
-			return nil
-		}
-		// The agents that could take it are as many as the pool has for each
-		// request, and the plan has no use for them.
-		request.Matched = nil
-		requests = append(requests, request)
-		return nil
-	})
+	requests, malformed, err := readQueue(call, s.service, s.config, s.memory.somebodyElse())
 	s.metrics.polled(s.config.Pool.Name, s.now().Sub(start), malformed, err)
 	if err != nil {
 		if ctx.Err() == nil {
@@ -113,6 +103,37 @@ func (s *Scaler) poll(ctx context.Context) ([]agentpool.JobRequest, bool) {
 		s.log.Warn("some rows of the queue can't be read and are left out", "rows", malformed)
 	}
 	return requests, true
+}
+
+// readQueue reads the unfinished requests of the pool. foreign is an agent of somebody
+// else in it, where there is one.
+func readQueue(ctx context.Context, service Service, config Config, foreign agentpool.AgentRef) (requests []agentpool.JobRequest, malformed int, err error) {
+	malformed, err = service.JobRequests(ctx, config.Pool.ID, func(request agentpool.JobRequest) error {
+		if request.State() == agentpool.RequestFinished {
+			return nil
+		}
+		request.Foreign = foreignMatch(config, request, foreign)
+		// The agents that could take it are as many as the pool has for each
+		// request, and the plan has no further use for them.
+		request.Matched = nil
+		requests = append(requests, request)
+		return nil
+	})
+	return requests, malformed, err
+}
+
+// foreignMatch gives an agent of somebody else that satisfies the request, as the
+// service sees it. A request that every agent of the pool satisfies names none.
+func foreignMatch(config Config, request agentpool.JobRequest, foreign agentpool.AgentRef) agentpool.AgentRef {
+	if request.MatchesAll {
+		return foreign
+	}
+	for _, agent := range request.Matched {
+		if !config.ours(agent.Name) {
+			return agent
+		}
+	}
+	return agentpool.AgentRef{}
 }
 
 // countText is what to say of a count: nothing when there is nothing to count.
@@ -131,18 +152,21 @@ func (s *Scaler) postpone(why string) {
 	s.updateStatus(func(status *Status) { status.Waiting = why })
 }
 
-// readAgents learns from the agents list, now and then, which agents are
-// disabled, and which registrations have no Job any more.
-func (s *Scaler) readAgents(ctx context.Context, jobs []agentpool.AgentJob) {
-	if s.now().Before(s.due.agents) {
+// readAgents learns from the agents list, now and then and when the classes have
+// changed, which agents are disabled, which registrations have no Job any more, and
+// which placeholders there have to be.
+func (s *Scaler) readAgents(ctx context.Context, jobs []agentpool.AgentJob, classes Classes) {
+	wanted := s.config.placeholders(classes.Usable)
+	if s.now().Before(s.due.agents) && maps.Equal(wanted, s.standing) {
 		return
 	}
 	agents, err := s.agents(ctx)
 	if err != nil {
 		return
 	}
-	s.memory.learn(agents)
+	s.memory.learn(agents, s.config.ours)
 	s.sweepRegistrations(ctx, agents, jobs)
+	s.keepPlaceholders(ctx, agents, wanted, classes)
 }
 
 // agents reads the list and says so when it can't.
@@ -196,11 +220,11 @@ func (s *Scaler) check(ctx context.Context) {
 			s.log.Error("a class of agent can't be served", "class", class, "problem", blocked[class])
 		}
 	}
-	for _, class := range s.cluster.Classes().Usable {
-		if _, still := blocked[class.Name]; !still {
-			s.complain.isNew("class "+class.Name, "")
-		}
-	}
+	s.complain.keep(func(subject string) bool {
+		class, isClass := strings.CutPrefix(subject, "class ")
+		_, still := blocked[class]
+		return !isClass || still
+	})
 	interval := s.config.CheckEvery
 	if len(blocked) > 0 {
 		interval = s.config.RecheckEvery
@@ -221,11 +245,12 @@ func (s *Scaler) publish(snapshot plan.Snapshot, p plan.Plan, stale bool) {
 		if skip.Reason == plan.SkipServed {
 			continue
 		}
-		if s.complain.isNew(subject, string(skip.Reason)) {
+		if s.complain.isNew(subject, string(skip.Reason)+" "+skip.Closest) {
 			s.log.Info("a queued build has to wait", "request", skip.Request.ID, "pipeline", skip.Request.Definition.Name,
 				"class", skip.Class, "reason", skip.Reason, "detail", skip.Detail)
 		}
 	}
+	s.publishMismatches(p)
 	for _, job := range snapshot.Jobs {
 		subject := "job " + job.UID
 		inUse[subject] = true
@@ -237,13 +262,29 @@ func (s *Scaler) publish(snapshot plan.Snapshot, p plan.Plan, stale bool) {
 			s.cluster.Report(job, true, string(job.Reason), job.Message)
 		}
 	}
+	for _, mismatch := range p.Mismatches {
+		inUse["mismatch "+mismatch.Class] = true
+	}
 	s.complain.keep(func(subject string) bool {
 		kind, id, _ := strings.Cut(subject, " ")
-		if kind != "request" && kind != "job" {
+		if kind != "request" && kind != "job" && kind != "mismatch" {
 			return true
 		}
 		// More words tell apart what is said about the same request or Job.
 		id, _, _ = strings.Cut(id, " ")
 		return inUse[kind+" "+id]
 	})
+}
+
+// publishMismatches says once of each class what its agents lack of what it claims.
+func (s *Scaler) publishMismatches(p plan.Plan) {
+	for _, mismatch := range p.Mismatches {
+		lacking := strings.Join(mismatch.Lacking, ", ")
+		if !s.complain.isNew("mismatch "+mismatch.Class, lacking) {
+			continue
+		}
+		s.log.Warn("a class of agent claims what its agents lack", "class", mismatch.Class, "lacking", lacking)
+		s.cluster.ReportClass(mismatch.Class, true, "Mismatch", "the class claims what its agents do not register with, so that builds that demand it wait: "+
+			lacking+". Give it to the image or its environment, or take it out of the claims")
+	}
 }

@@ -1,6 +1,8 @@
 package scaler
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,11 +24,23 @@ type memory struct {
 	rightless map[string]bool
 	// attempts and failures outlive the Jobs that they come from.
 	attempts map[int64]int
-	failures map[int64]plan.Failure
+	failures map[cause]plan.Failure
+	// registered is what agents were found to have registered with, by name; offers is
+	// the same of the last one looked at of each version of a class.
+	registered map[string]agentpool.Capabilities
+	offers     map[plan.ClassVersion]agentpool.Capabilities
 	// seen is what has been counted of a Job, by UID.
 	seen map[string]sighting
 	// orphans is when a registration without a Job was first met, by name.
 	orphans map[string]time.Time
+	// foreign is an agent of somebody else in the pool.
+	foreign agentpool.AgentRef
+}
+
+// cause is what failures are counted for: one request in one class.
+type cause struct {
+	request int64
+	class   string
 }
 
 type assumption struct {
@@ -39,7 +53,8 @@ type sighting struct{ started, finished bool }
 func newMemory() *memory {
 	return &memory{
 		assumed: map[string]assumption{}, ending: map[string]time.Time{}, disabled: map[string]bool{},
-		rightless: map[string]bool{}, attempts: map[int64]int{}, failures: map[int64]plan.Failure{},
+		rightless: map[string]bool{}, attempts: map[int64]int{}, failures: map[cause]plan.Failure{},
+		registered: map[string]agentpool.Capabilities{}, offers: map[plan.ClassVersion]agentpool.Capabilities{},
 		seen: map[string]sighting{}, orphans: map[string]time.Time{},
 	}
 }
@@ -124,8 +139,9 @@ func (m *memory) end(job agentpool.AgentJob, now time.Time) {
 func (m *memory) fail(requestID int64, class string, before int, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	count := max(before, m.failures[requestID].Count) + 1
-	m.failures[requestID] = plan.Failure{RequestID: requestID, Class: class, Count: count, At: now}
+	why := cause{request: requestID, class: class}
+	count := max(before, m.failures[why].Count) + 1
+	m.failures[why] = plan.Failure{RequestID: requestID, Class: class, Count: count, At: now}
 }
 
 func (m *memory) setDisabled(name string) {
@@ -168,33 +184,47 @@ func (m *memory) sight(job agentpool.AgentJob) (started, finished bool) {
 // hasStarted reports whether the Job's agent has ever waited for a build.
 func hasStarted(job agentpool.AgentJob) bool { return job.Started || job.RanBuild }
 
-// remembered gives copies of what the plan needs to know.
-func (m *memory) remembered() (disabled map[string]bool, attempts map[int64]int, failures []plan.Failure) {
+// remind adds to a snapshot what is remembered, as copies.
+func (m *memory) remind(snapshot *plan.Snapshot) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	disabled = make(map[string]bool, len(m.disabled))
-	for name := range m.disabled {
-		disabled[name] = true
-	}
-	attempts = make(map[int64]int, len(m.attempts))
-	for id, n := range m.attempts {
-		attempts[id] = n
-	}
-	for _, failure := range m.failures {
-		failures = append(failures, failure)
-	}
-	return disabled, attempts, failures
+	snapshot.Disabled = maps.Clone(m.disabled)
+	snapshot.Attempts = maps.Clone(m.attempts)
+	snapshot.Failures = slices.Collect(maps.Values(m.failures))
+	snapshot.Registered = maps.Clone(m.registered)
+	snapshot.Offers = maps.Clone(m.offers)
 }
 
-// learn takes over from the agents list which agents are disabled.
-func (m *memory) learn(agents []agentpool.Agent) {
+// learn takes over from the agents list which agents are disabled, and whether
+// somebody else has one in the pool.
+func (m *memory) learn(agents []agentpool.Agent, ours func(name string) bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.foreign = agentpool.AgentRef{}
 	for _, agent := range agents {
-		if !agent.Enabled {
+		switch {
+		case !ours(agent.Name):
+			m.foreign = agentpool.AgentRef{ID: agent.ID, Name: agent.Name}
+		case !agent.Enabled:
 			m.disabled[agent.Name] = true
 		}
 	}
+}
+
+// somebodyElse is an agent in the pool that is not ours, zero where there is none.
+func (m *memory) somebodyElse() agentpool.AgentRef {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.foreign
+}
+
+// inspected records what an agent has registered with. It is also what agents of its
+// kind are taken to offer from now on.
+func (m *memory) inspected(job agentpool.AgentJob, offered agentpool.Capabilities) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.registered[job.Name] = offered
+	m.offers[plan.ClassVersion{Class: job.Class, Version: job.ClassVersion}] = offered
 }
 
 // orphaned tells how long a registration has been known to have no Job.
@@ -214,9 +244,18 @@ func (m *memory) orphaned(name string, now time.Time) time.Duration {
 func (m *memory) forget(jobs []agentpool.AgentJob, requests []agentpool.JobRequest) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	uids, names, ids := map[string]bool{}, map[string]bool{}, map[int64]bool{}
+	uids, names := map[string]bool{}, map[string]bool{}
+	ids := map[int64]bool{agentpool.WarmRequest: true}
+	versions := map[plan.ClassVersion]bool{}
 	for _, job := range jobs {
 		uids[job.UID], names[job.Name], ids[job.RequestID] = true, true, true
+		versions[plan.ClassVersion{Class: job.Class, Version: job.ClassVersion}] = true
+		// An agent made for no request that has come up makes good the failures of those
+		// before it.
+		why := cause{request: agentpool.WarmRequest, class: job.Class}
+		if f, failed := m.failures[why]; failed && hasStarted(job) && job.CreatedAt.After(f.At) {
+			delete(m.failures, why)
+		}
 	}
 	for _, request := range requests {
 		ids[request.ID] = true
@@ -225,15 +264,23 @@ func (m *memory) forget(jobs []agentpool.AgentJob, requests []agentpool.JobReque
 	drop(m.seen, uids)
 	drop(m.disabled, names)
 	drop(m.attempts, ids)
-	drop(m.failures, ids)
+	drop(m.registered, names)
+	// The kind is known for as long as one of its Jobs is there, ended ones too. After
+	// that it is taken at its word again: its image may have been mended.
+	drop(m.offers, versions)
+	for why := range m.failures {
+		if !ids[why.request] {
+			delete(m.failures, why)
+		}
+	}
 }
 
 // forgetOrphans drops the first sightings of registrations that are no orphans
 // any more.
-func (m *memory) forgetOrphans(present map[string]bool) {
+func (m *memory) forgetOrphans(still func(name string) bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	drop(m.orphans, present)
+	maps.DeleteFunc(m.orphans, func(name string, _ time.Time) bool { return !still(name) })
 }
 
 func drop[K comparable, V any](from map[K]V, keep map[K]bool) {

@@ -69,8 +69,9 @@ func (m *Metrics) polled(pool string, took time.Duration, malformed int, err err
 	m.malformed.WithLabelValues(pool).Add(float64(malformed))
 }
 
-func (m *Metrics) jobCreated(pool, class string, wait time.Duration) {
-	m.created.WithLabelValues(pool, class).Inc()
+func (m *Metrics) jobCreated(pool, class string) { m.created.WithLabelValues(pool, class).Inc() }
+
+func (m *Metrics) jobWaited(pool, class string, wait time.Duration) {
 	m.queueToJob.WithLabelValues(pool, class).Observe(wait.Seconds())
 }
 
@@ -93,6 +94,8 @@ func (m *Metrics) swept(pool, kind string, n int) {
 // stateCollector turns the last cycle of each pool into gauges.
 type stateCollector struct {
 	queueDepth, oldestWait, requests, agents, stuck, skipped, lastPoll, blocked *prometheus.Desc
+
+	mismatch, warm, warmWanted *prometheus.Desc
 
 	mu    sync.Mutex
 	pools []watched
@@ -117,6 +120,9 @@ func newStateCollector() *stateCollector {
 		skipped:    desc("azp_scaler_requests_skipped", "Queued requests that got no Job in the last cycle, by reason.", "pool", "reason"),
 		lastPoll:   desc("azp_scaler_last_successful_poll_timestamp_seconds", "When the queue was last read whole, in seconds since 1970; 0 before the first time.", "pool"),
 		blocked:    desc("azp_scaler_classes_blocked", "Classes of agent that can't be served now.", "pool"),
+		mismatch:   desc("azp_scaler_class_mismatch", "Whether the agents of a class were found to lack what it claims (1 or 0).", "pool", "class"),
+		warm:       desc("azp_scaler_warm_agents", "Agents that wait, or start to wait, beyond need, of classes that keep some.", "pool", "class"),
+		warmWanted: desc("azp_scaler_warm_agents_wanted", "Agents that a class is to keep waiting beyond need.", "pool", "class"),
 	}
 }
 
@@ -128,7 +134,7 @@ func (c *stateCollector) add(pool string, status func() Status, now func() time.
 
 // Describe implements prometheus.Collector.
 func (c *stateCollector) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{c.queueDepth, c.oldestWait, c.requests, c.agents, c.stuck, c.skipped, c.lastPoll, c.blocked} {
+	for _, desc := range []*prometheus.Desc{c.queueDepth, c.oldestWait, c.requests, c.agents, c.stuck, c.skipped, c.lastPoll, c.blocked, c.mismatch, c.warm, c.warmWanted} {
 		descs <- desc
 	}
 }
@@ -167,6 +173,13 @@ func (c *stateCollector) collect(metrics chan<- prometheus.Metric, w watched) {
 		for _, phase := range agentpool.Phases() {
 			gauge(c.agents, float64(phases[phase]), class, phase.String())
 		}
+	}
+	for class, mismatch := range status.Mismatch {
+		gauge(c.mismatch, float64(mismatch), class)
+	}
+	for class, warm := range view.Warm {
+		gauge(c.warm, float64(warm.Have), class)
+		gauge(c.warmWanted, float64(warm.Want), class)
 	}
 	for class, reasons := range status.NotGettingOn {
 		for reason, n := range reasons {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/plan"
 	"github.com/azp-scaler/azp-scaler/pkg/scaler"
@@ -122,8 +123,21 @@ func (m *model) reported() []string {
 	return read(m, func() []string { return slices.Clone(m.reports) })
 }
 func (m *model) rightsLeft() int { return read(m, func() int { return len(m.rights) }) }
-func (m *model) registered() int { return read(m, func() int { return len(m.agents) }) }
-func (m *model) pollCount() int  { return read(m, func() int { return m.polls }) }
+
+// registered counts the agents that are no placeholders.
+func (m *model) registered() int {
+	return read(m, func() int {
+		n := 0
+		for name := range m.agents {
+			if !strings.HasPrefix(name, agentjob.PlaceholderPrefix("test")) {
+				n++
+			}
+		}
+		return n
+	})
+}
+
+func (m *model) pollCount() int { return read(m, func() int { return m.polls }) }
 
 func (m *model) agent(name string) agentpool.Agent {
 	return read(m, func() agentpool.Agent { return m.agents[name] })
@@ -333,6 +347,10 @@ func (m *model) Check(context.Context) map[string]string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.blocked
+}
+
+func (m *model) ReportClass(class string, _ bool, reason, _ string) {
+	m.with(func() { m.reports = append(m.reports, class+" "+reason) })
 }
 
 func (m *model) Report(job agentpool.AgentJob, _ bool, reason, _ string) {

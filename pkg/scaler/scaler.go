@@ -77,6 +77,8 @@ type Cluster interface {
 	Check(ctx context.Context) map[string]string
 	// Report makes a fact about a Job visible to people who look at the cluster.
 	Report(job agentpool.AgentJob, warning bool, reason, message string)
+	// ReportClass does the same for a class of agent.
+	ReportClass(class string, warning bool, reason, message string)
 }
 
 // Classes are the classes of agent that serve a pool, at one moment.
@@ -129,6 +131,7 @@ type Scaler struct {
 		agents, sweep, check, parallel time.Time
 	}
 	blocked  map[string]string
+	standing map[string]string // The placeholders that were last seen to, with their classes.
 	parallel int
 	failures int // Polls that failed in a row.
 	complain *changes

@@ -16,6 +16,9 @@ type Status struct {
 	Blocked  map[string]string
 	View     plan.View
 	Skipped  map[plan.SkipReason]int
+	// Mismatch is 1 for each class whose agents lack what it claims, and 0 for the
+	// others.
+	Mismatch map[string]int
 	// NotGettingOn counts unfinished agents by class and the reason that holds
 	// them up.
 	NotGettingOn map[string]map[agentpool.Reason]int
@@ -70,10 +73,17 @@ func statusOf(snapshot plan.Snapshot, p plan.Plan, stale bool) Status {
 	status := Status{
 		Pool: snapshot.Pool.Name, Stale: stale, Blocked: snapshot.Blocked, View: p.View,
 		Skipped:      map[plan.SkipReason]int{},
+		Mismatch:     map[string]int{},
 		NotGettingOn: map[string]map[agentpool.Reason]int{},
 	}
 	for _, skip := range p.Skipped {
 		status.Skipped[skip.Reason]++
+	}
+	for _, class := range snapshot.Classes {
+		status.Mismatch[class.Name] = 0
+	}
+	for _, mismatch := range p.Mismatches {
+		status.Mismatch[mismatch.Class] = 1
 	}
 	for _, job := range snapshot.Jobs {
 		if job.Finished() || job.Reason == agentpool.ReasonNone {

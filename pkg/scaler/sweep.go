@@ -52,7 +52,9 @@ func (s *Scaler) sweepRegistrations(ctx context.Context, agents []agentpool.Agen
 			due = append(due, agent)
 		}
 	}
-	s.memory.forgetOrphans(suspects)
+	s.memory.forgetOrphans(func(name string) bool {
+		return !strings.HasPrefix(name, agentjob.NamePrefix(s.config.Instance)) || suspects[name]
+	})
 	if len(due) == 0 {
 		return
 	}
