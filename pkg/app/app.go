@@ -147,7 +147,7 @@ func (a *App) connect(pool agentpool.Pool) (kube, error) {
 	}
 	c, err := cluster.New(cluster.Config{
 		Client: a.kube, Namespace: a.config.Namespace, Instance: settings.Identity.Instance,
-		TargetNamespaces: namespaces, Logger: a.log, Clock: time.Now,
+		TargetNamespaces: func() []string { return namespaces }, Logger: a.log, Clock: time.Now,
 		// The cluster may tell of changes before there is a loop to tell.
 		OnChange: a.changed,
 	})

@@ -117,7 +117,8 @@ func (k kube) problems(ctx context.Context, name string) []cluster.Problem {
 			What: err.Error(), Where: "class " + name, Remedy: "correct the class", Fatal: true, Reason: agentpool.ReasonInvalid,
 		}}
 	}
-	return k.Preflight(ctx, cluster.PreflightInput{
-		Sample: sample, TokenSecret: k.settings.TokenSecret, TokenKey: k.settings.TokenKey, CAConfigMap: k.settings.CAConfigMap,
+	installation := k.PreflightInstallation(ctx, cluster.Installation{
+		TokenSecret: k.settings.TokenSecret, TokenKey: k.settings.TokenKey, CAConfigMap: k.settings.CAConfigMap,
 	})
+	return append(installation, k.PreflightClass(ctx, sample)...)
 }

@@ -240,10 +240,3 @@ func stale(err error) error {
 	}
 	return err
 }
-
-// bounded makes one call within its limit.
-func (c *Cluster) bounded(ctx context.Context, do func(context.Context) error) error {
-	call, cancel := c.call(ctx)
-	defer cancel()
-	return do(call)
-}

@@ -149,7 +149,7 @@ func (e *environment) step(name string, do func(*testing.T)) {
 func (e *environment) connect(config *rest.Config, targets ...string) *cluster.Cluster {
 	e.t.Helper()
 	c, err := cluster.New(cluster.Config{
-		Client: kubernetes.NewForConfigOrDie(config), Namespace: e.agents, Instance: "abcdefgh", TargetNamespaces: targets,
+		Client: kubernetes.NewForConfigOrDie(config), Namespace: e.agents, Instance: "abcdefgh", TargetNamespaces: func() []string { return targets },
 		OnChange: func() { e.changed.Add(1) }, SuspendWait: e.suspendWait, PodEndWait: e.podEndWait,
 	})
 	if err != nil {

@@ -185,6 +185,7 @@ func isQuotaMessage(message string) bool {
 // The kinds of object this package names in errors.
 const (
 	kindJob            = "Job"
+	kindCronJob        = "CronJob"
 	kindPod            = "Pod"
 	kindEvent          = "Event"
 	kindServiceAccount = "ServiceAccount"

@@ -38,52 +38,61 @@ type Problem struct {
 // String gives the problem as one line.
 func (p Problem) String() string { return fmt.Sprintf("%s: %s (%s)", p.Where, p.What, p.Remedy) }
 
-// PreflightInput is what Preflight checks the cluster for.
-type PreflightInput struct {
-	// Sample is a Job as it would be made, of a request that does not exist. It is
-	// not created.
-	Sample      *batchv1.Job
+// Installation is what PreflightInstallation checks the cluster for.
+type Installation struct {
 	TokenSecret string
 	TokenKey    string
 	CAConfigMap string // Empty if there is none.
 }
 
-// Preflight looks for everything that would keep a build from being served, with
-// the rights that the scaler has and without changing anything. It tells all
-// problems at once, in a fixed order; none means that the next Job can be made.
-//
-// A namespace that is absent and one in which the scaler has no rights look the
-// same to somebody without rights in the cluster; then the problem says both. An
-// absent ClusterRole goes unseen where the scaler may bind it by name and may not
-// read it: the API server makes such a RoleBinding without looking.
-func (c *Cluster) Preflight(ctx context.Context, in PreflightInput) []Problem {
-	var problems []Problem
-	problems = append(problems, c.checkVersion(ctx)...)
+// PreflightInstallation looks for everything that would keep builds of every class
+// from being served, with the rights that the scaler has and without changing
+// anything. It tells all problems at once, in a fixed order.
+func (c *Cluster) PreflightInstallation(ctx context.Context, in Installation) []Problem {
+	problems := c.checkVersion(ctx)
 	agents, usable := c.checkRights(ctx, c.config.Namespace, AgentsRights(in.TokenSecret, in.CAConfigMap))
 	problems = append(problems, agents...)
 	if usable {
 		problems = append(problems, c.checkToken(ctx, in)...)
 		problems = append(problems, c.checkCA(ctx, in)...)
-		problems = append(problems, c.checkJob(ctx, in.Sample)...)
 	}
-	bindings, err := agentjob.RecordedRights(in.Sample)
+	return problems
+}
+
+// PreflightClass does the same for one class: for what its pod, its Jobs and the
+// rights of its builds need, and for nothing that only others need. The sample is
+// a Job as it would be made, of a request that does not exist; it is not created.
+// None, from here and from PreflightInstallation, means that the next Job can be
+// made. Where the scaler has too few rights in the agents' namespace, only the
+// latter tells.
+//
+// A namespace that is absent and one in which the scaler has no rights look the
+// same to somebody without rights in the cluster; then the problem says both. An
+// absent ClusterRole goes unseen where the scaler may bind it by name and may not
+// read it: the API server makes such a RoleBinding without looking.
+func (c *Cluster) PreflightClass(ctx context.Context, sample *batchv1.Job) []Problem {
+	problems := c.checkJob(ctx, sample)
+	bindings, err := agentjob.RecordedRights(sample)
 	if err != nil {
-		problems = append(problems, Problem{What: err.Error(), Where: "settings", Remedy: "correct the role bindings", Fatal: true, Reason: agentpool.ReasonInvalid})
+		problems = append(problems, Problem{
+			What: err.Error(), Where: "class " + sample.Labels[agentjob.LabelClass], Remedy: "correct the role bindings",
+			Fatal: true, Reason: agentpool.ReasonInvalid,
+		})
 	}
-	for _, namespace := range c.targets(bindings) {
+	for _, namespace := range namespacesOf(bindings) {
 		// What lets the scaler bind a role is shown by trying, below.
 		found, usable := c.checkRights(ctx, namespace, TargetRights(namespace, nil, true))
 		problems = append(problems, found...)
 		if usable {
-			problems = append(problems, c.checkBindings(ctx, namespace, in.Sample)...)
+			problems = append(problems, c.checkBindings(ctx, namespace, sample)...)
 		}
 	}
 	return problems
 }
 
-// targets gives the target namespaces of settings and sample, each once.
-func (c *Cluster) targets(bindings []agentpool.RoleBinding) []string {
-	namespaces := slices.Clone(c.config.TargetNamespaces)
+// namespacesOf gives the namespaces that rights lie in, each once, in order.
+func namespacesOf(bindings []agentpool.RoleBinding) []string {
+	namespaces := make([]string, 0, len(bindings))
 	for _, binding := range bindings {
 		namespaces = append(namespaces, binding.Namespace)
 	}
@@ -186,7 +195,7 @@ func (c *Cluster) may(ctx context.Context, namespace, verb, group, resource, nam
 	return review.Status.Allowed, nil
 }
 
-func (c *Cluster) checkToken(ctx context.Context, in PreflightInput) []Problem {
+func (c *Cluster) checkToken(ctx context.Context, in Installation) []Problem {
 	var secret *corev1.Secret
 	err := c.bounded(ctx, func(ctx context.Context) (err error) {
 		secret, err = c.client.CoreV1().Secrets(c.config.Namespace).Get(ctx, in.TokenSecret, metav1.GetOptions{})
@@ -208,7 +217,7 @@ func (c *Cluster) checkToken(ctx context.Context, in PreflightInput) []Problem {
 	return nil
 }
 
-func (c *Cluster) checkCA(ctx context.Context, in PreflightInput) []Problem {
+func (c *Cluster) checkCA(ctx context.Context, in Installation) []Problem {
 	if in.CAConfigMap == "" {
 		return nil
 	}
@@ -240,10 +249,16 @@ func (c *Cluster) checkJob(ctx context.Context, sample *batchv1.Job) []Problem {
 		_, err := c.client.BatchV1().Jobs(c.config.Namespace).Create(ctx, sample, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}, FieldManager: component})
 		return err
 	})
-	if err == nil || apierrors.IsAlreadyExists(err) {
+	if err == nil || apierrors.IsAlreadyExists(err) || lacksRight(err) {
 		return nil
 	}
 	return []Problem{problem("a Job of the class can't be made", c.config.Namespace, fail("create", kindJob, c.config.Namespace, sample.Name, err))}
+}
+
+// lacksRight reports whether it was the authoriser that refused to make a Job,
+// rather than a quota or a policy.
+func lacksRight(err error) bool {
+	return apierrors.IsForbidden(err) && strings.Contains(err.Error(), `cannot create resource "jobs"`)
 }
 
 // checkBindings tries to give a build its roles in one namespace. To try is the

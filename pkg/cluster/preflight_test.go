@@ -17,9 +17,20 @@ import (
 	"github.com/azp-scaler/azp-scaler/pkg/cluster"
 )
 
-func (e *environment) input(change ...func(*agentpool.AgentClass, *batchv1.JobTemplateSpec)) cluster.PreflightInput {
+// preflight checks the installation, and one class.
+func (e *environment) preflight(in cluster.Installation, sample *batchv1.Job) []cluster.Problem {
 	e.t.Helper()
-	return cluster.PreflightInput{Sample: e.job(1<<62, 0, change...), TokenSecret: "azp-token", TokenKey: "token"}
+	return append(e.cluster.PreflightInstallation(e.t.Context(), in), e.cluster.PreflightClass(e.t.Context(), sample)...)
+}
+
+func installation() cluster.Installation {
+	return cluster.Installation{TokenSecret: "azp-token", TokenKey: "token"}
+}
+
+// sample is a Job of a request that does not exist.
+func (e *environment) sample(change ...func(*agentpool.AgentClass, *batchv1.JobTemplateSpec)) *batchv1.Job {
+	e.t.Helper()
+	return e.job(1<<62, 0, change...)
 }
 
 // TestPreflightFindsEveryProblem breaks one thing at a time.
@@ -37,18 +48,18 @@ func TestPreflightFindsEveryProblem(t *testing.T) {
 		name    string
 		prepare func(*testing.T, *environment)
 		change  func(*agentpool.AgentClass, *batchv1.JobTemplateSpec)
-		input   func(*cluster.PreflightInput)
+		input   func(*cluster.Installation)
 		reason  agentpool.Reason
 		want    []string
 	}{
-		{name: "token Secret absent", input: func(in *cluster.PreflightInput) { in.TokenKey = "token" }, prepare: func(t *testing.T, e *environment) {
+		{name: "token Secret absent", input: func(in *cluster.Installation) { in.TokenKey = "token" }, prepare: func(t *testing.T, e *environment) {
 			if err := e.admin.CoreV1().Secrets(e.agents).Delete(t.Context(), "azp-token", metav1.DeleteOptions{}); err != nil {
 				t.Fatal(err)
 			}
 		}, reason: agentpool.ReasonMissingObject, want: []string{`Secret "azp-token"`, "does not exist", "kubectl create secret generic azp-token"}},
-		{name: "token key absent", input: func(in *cluster.PreflightInput) { in.TokenKey = "pat" }, reason: agentpool.ReasonMissingObject, want: []string{`no key "pat"`}},
-		{name: "CA absent", input: func(in *cluster.PreflightInput) { in.CAConfigMap = "azp-ca" }, reason: agentpool.ReasonMissingObject, want: []string{`ConfigMap "azp-ca"`, "kubectl create configmap azp-ca"}},
-		{name: "CA without its key", input: func(in *cluster.PreflightInput) { in.CAConfigMap = "azp-ca" }, prepare: func(t *testing.T, e *environment) {
+		{name: "token key absent", input: func(in *cluster.Installation) { in.TokenKey = "pat" }, reason: agentpool.ReasonMissingObject, want: []string{`no key "pat"`}},
+		{name: "CA absent", input: func(in *cluster.Installation) { in.CAConfigMap = "azp-ca" }, reason: agentpool.ReasonMissingObject, want: []string{`ConfigMap "azp-ca"`, "kubectl create configmap azp-ca"}},
+		{name: "CA without its key", input: func(in *cluster.Installation) { in.CAConfigMap = "azp-ca" }, prepare: func(t *testing.T, e *environment) {
 			must(e.admin.CoreV1().ConfigMaps(e.agents).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "azp-ca"}}, metav1.CreateOptions{}))(t)
 		}, reason: agentpool.ReasonMissingObject, want: []string{`no key "ca.crt"`}},
 		{name: "no right to bind", change: right("", "ClusterRole", "admin"), reason: agentpool.ReasonForbidden, want: []string{`ClusterRole "admin"`, "verb bind"}},
@@ -83,13 +94,13 @@ func TestPreflightFindsEveryProblem(t *testing.T) {
 			if change == nil {
 				change = func(*agentpool.AgentClass, *batchv1.JobTemplateSpec) {}
 			}
-			in := e.input(change)
+			in, sample := installation(), e.sample(change)
 			if c.input != nil {
 				c.input(&in)
 			}
 			var problems []cluster.Problem
 			e.await("the one problem", func() bool { // Authorisation follows its objects by a moment.
-				problems = e.cluster.Preflight(t.Context(), in)
+				problems = e.preflight(in, sample)
 				return len(problems) == 1
 			}, func() any { return problems })
 			p := problems[0]
@@ -114,11 +125,11 @@ func TestPreflightFindsNothingAndChangesNothing(t *testing.T) {
 	must(e.admin.CoreV1().ConfigMaps(e.agents).Create(t.Context(), &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Name: "azp-ca"}, Data: map[string]string{"ca.crt": "x"},
 	}, metav1.CreateOptions{}))(t)
-	in := e.input()
+	in, sample := installation(), e.sample()
 	in.CAConfigMap = "azp-ca"
 	var problems []cluster.Problem
-	e.await("no problem", func() bool { problems = e.cluster.Preflight(t.Context(), in); return len(problems) == 0 }, func() any { return problems })
-	if got := e.left(in.Sample.Name); got != "" {
+	e.await("no problem", func() bool { problems = e.preflight(in, sample); return len(problems) == 0 }, func() any { return problems })
+	if got := e.left(sample.Name); got != "" {
 		t.Errorf("there is %q", got)
 	}
 }
@@ -138,11 +149,14 @@ func TestPreflightNamesAnAbsentNamespace(t *testing.T) {
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: config.Impersonate.UserName},
 		Subjects:   []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: config.Impersonate.UserName}},
 	}, metav1.CreateOptions{}))(t)
-	e.cluster = e.connect(config, "nowhere", e.target)
+	e.cluster = e.connect(config)
+	sample := e.sample(func(c *agentpool.AgentClass, _ *batchv1.JobTemplateSpec) {
+		c.RoleBindings = append(c.RoleBindings, agentpool.RoleBinding{Namespace: "nowhere", Kind: "ClusterRole", Name: "edit"})
+	})
 	var text string
 	e.await("both are told apart", func() bool {
 		text = ""
-		for _, p := range e.cluster.Preflight(t.Context(), e.input()) {
+		for _, p := range e.preflight(installation(), sample) {
 			text += p.String() + "\n"
 		}
 		return strings.Contains(text, "namespace nowhere: the namespace does not exist (") &&
@@ -178,7 +192,7 @@ func TestPreflightRefusesAClusterWithoutSidecars(t *testing.T) {
 				t.Fatal(err)
 			}
 			var about string
-			for _, p := range subject.Preflight(t.Context(), cluster.PreflightInput{Sample: &batchv1.Job{}, TokenSecret: "t", TokenKey: "t"}) {
+			for _, p := range subject.PreflightInstallation(t.Context(), cluster.Installation{TokenSecret: "t", TokenKey: "t"}) {
 				if p.Where == "cluster" {
 					about += p.String()
 				}

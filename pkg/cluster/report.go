@@ -9,18 +9,9 @@ import (
 )
 
 // RecordEvent puts an Event on the Job, for people who look at it. It does not
-// wait and does not fail: Events are sent one by one in the background, alike ones
-// are counted on one object, and many about one Job are dropped.
+// wait and does not fail.
 func (c *Cluster) RecordEvent(job agentpool.AgentJob, warning bool, reason, message string) {
-	kind := corev1.EventTypeNormal
-	if warning {
-		kind = corev1.EventTypeWarning
-	}
-	c.recorder.Event(&corev1.ObjectReference{
-		APIVersion: batchv1.SchemeGroupVersion.String(),
-		Kind:       kindJob,
-		Namespace:  c.config.Namespace,
-		Name:       job.Name,
-		UID:        types.UID(job.UID),
-	}, kind, reason, oneLine(message))
+	c.record(corev1.ObjectReference{
+		APIVersion: batchv1.SchemeGroupVersion.String(), Kind: kindJob, Name: job.Name, UID: types.UID(job.UID),
+	}, warning, reason, message)
 }

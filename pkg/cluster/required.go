@@ -21,6 +21,7 @@ type Right struct {
 func AgentsRights(tokenSecret, caConfigMap string) []Right {
 	rights := []Right{
 		{Group: "batch", Resource: "jobs", Verbs: []string{"get", "list", "watch", "create", "patch", "delete"}, Why: "one Job for each queued build; patch lets a suspended one run and marks one whose rights have ended"},
+		{Group: "batch", Resource: "cronjobs", Verbs: []string{"list", "watch"}, Why: "the classes of agent: suspended CronJobs, of which the scaler never makes or changes one"},
 		{Resource: "pods", Verbs: []string{"list", "watch", "delete"}, Why: "how far each agent is; delete ends one that has not started"},
 		{Resource: "serviceaccounts", Verbs: []string{"get", "list", "create", "delete"}, Why: "one ServiceAccount for each build, taken away when it ends; list finds what a crash left"},
 		{Resource: "events", Verbs: []string{"list", "watch", "create", "patch"}, Why: "why a pod does not start; what the scaler reports on a Job, where patch counts repeats"},

@@ -12,7 +12,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
@@ -175,8 +174,10 @@ func TestNewNamesWhatIsMissing(t *testing.T) {
 			t.Errorf("%v does not say %q", err, want)
 		}
 	}
-	_, err = cluster.New(cluster.Config{Client: fake.NewClientset(), Namespace: "agents", Instance: "abcdefgh", TargetNamespaces: []string{"shop", "agents"}})
-	if err == nil || !strings.Contains(err.Error(), `target namespace "agents" is the agents' own`) {
-		t.Errorf("the agents' own namespace as target: %v", err)
+	_, err = cluster.NewClasses(cluster.ClassesConfig{})
+	for _, want := range []string{"no client", "no namespace"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not say %q", err, want)
+		}
 	}
 }
