@@ -139,6 +139,6 @@ func (s *Scaler) inspect(ctx context.Context, job agentpool.AgentJob) {
 			s.log.Warn("what an agent has registered with can't be read, trying again", "job", job.Name, "error", err)
 		}
 	case registered:
-		s.memory.inspected(job, offered)
+		s.memory.inspected(job, offered, s.now())
 	}
 }

@@ -26,7 +26,7 @@ func (s *Scaler) cycle(ctx context.Context) time.Duration {
 	s.publish(snapshot, p, stale)
 	s.apply(ctx, p)
 	run(ctx, s, p.Inspect, s.inspect)
-	s.memory.forget(snapshot.Jobs, snapshot.Requests)
+	s.memory.forget(snapshot.Jobs, snapshot.Requests, s.now())
 	s.sweep(ctx)
 	if p.View.Unsettled || len(p.Create) > 0 || len(p.End) > 0 {
 		return s.config.PollBusy

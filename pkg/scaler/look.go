@@ -55,7 +55,7 @@ func lookAtAgents(ctx context.Context, service Service, known *memory, snapshot 
 			return fmt.Errorf("what agent %s has registered with can't be read: %w", job.Name, err)
 		}
 		if registered {
-			known.inspected(job, offered)
+			known.inspected(job, offered, snapshot.Now)
 		}
 	}
 	known.remind(snapshot)

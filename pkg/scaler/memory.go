@@ -28,7 +28,7 @@ type memory struct {
 	// registered is what agents were found to have registered with, by name; offers is
 	// the same of the last one looked at of each version of a class.
 	registered map[string]agentpool.Capabilities
-	offers     map[plan.ClassVersion]agentpool.Capabilities
+	offers     map[plan.ClassVersion]offer
 	// seen is what has been counted of a Job, by UID.
 	seen map[string]sighting
 	// orphans is when a registration without a Job was first met, by name.
@@ -48,13 +48,23 @@ type assumption struct {
 	since time.Time
 }
 
+// offer is what agents of a kind were found to offer, and when.
+type offer struct {
+	capabilities agentpool.Capabilities
+	at           time.Time
+}
+
+// offerAge is how long a kind of which no Job is left is taken to offer what it did.
+// After that it is taken at its word again, as its image may have been mended.
+const offerAge = time.Hour
+
 type sighting struct{ started, finished bool }
 
 func newMemory() *memory {
 	return &memory{
 		assumed: map[string]assumption{}, ending: map[string]time.Time{}, disabled: map[string]bool{},
 		rightless: map[string]bool{}, attempts: map[int64]int{}, failures: map[cause]plan.Failure{},
-		registered: map[string]agentpool.Capabilities{}, offers: map[plan.ClassVersion]agentpool.Capabilities{},
+		registered: map[string]agentpool.Capabilities{}, offers: map[plan.ClassVersion]offer{},
 		seen: map[string]sighting{}, orphans: map[string]time.Time{},
 	}
 }
@@ -192,7 +202,10 @@ func (m *memory) remind(snapshot *plan.Snapshot) {
 	snapshot.Attempts = maps.Clone(m.attempts)
 	snapshot.Failures = slices.Collect(maps.Values(m.failures))
 	snapshot.Registered = maps.Clone(m.registered)
-	snapshot.Offers = maps.Clone(m.offers)
+	snapshot.Offers = make(map[plan.ClassVersion]agentpool.Capabilities, len(m.offers))
+	for version, offer := range m.offers {
+		snapshot.Offers[version] = offer.capabilities
+	}
 }
 
 // learn takes over from the agents list which agents are disabled, and whether
@@ -220,11 +233,11 @@ func (m *memory) somebodyElse() agentpool.AgentRef {
 
 // inspected records what an agent has registered with. It is also what agents of its
 // kind are taken to offer from now on.
-func (m *memory) inspected(job agentpool.AgentJob, offered agentpool.Capabilities) {
+func (m *memory) inspected(job agentpool.AgentJob, offered agentpool.Capabilities, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.registered[job.Name] = offered
-	m.offers[plan.ClassVersion{Class: job.Class, Version: job.ClassVersion}] = offered
+	m.offers[plan.ClassVersion{Class: job.Class, Version: job.ClassVersion}] = offer{capabilities: offered, at: now}
 }
 
 // orphaned tells how long a registration has been known to have no Job.
@@ -241,7 +254,7 @@ func (m *memory) orphaned(name string, now time.Time) time.Duration {
 
 // forget drops what concerns neither a present Job, nor a present request, nor a
 // present registration.
-func (m *memory) forget(jobs []agentpool.AgentJob, requests []agentpool.JobRequest) {
+func (m *memory) forget(jobs []agentpool.AgentJob, requests []agentpool.JobRequest, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	uids, names := map[string]bool{}, map[string]bool{}
@@ -265,9 +278,9 @@ func (m *memory) forget(jobs []agentpool.AgentJob, requests []agentpool.JobReque
 	drop(m.disabled, names)
 	drop(m.attempts, ids)
 	drop(m.registered, names)
-	// The kind is known for as long as one of its Jobs is there, ended ones too. After
-	// that it is taken at its word again: its image may have been mended.
-	drop(m.offers, versions)
+	maps.DeleteFunc(m.offers, func(version plan.ClassVersion, offer offer) bool {
+		return !versions[version] && now.Sub(offer.at) >= offerAge
+	})
 	for why := range m.failures {
 		if !ids[why.request] {
 			delete(m.failures, why)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -35,7 +36,9 @@ type model struct {
 	parallel                                                     int
 	created                                                      []string
 	reports                                                      []string
-	polls                                                        int
+	polls, nextAgent                                             int
+	lacking                                                      []string // What agents do not register with, in small letters.
+	placeholderError                                             error
 }
 
 func newModel(queued ...int64) *model {
@@ -67,8 +70,19 @@ func (m *model) start(name string) {
 		job := m.jobs[name]
 		job.PodName, job.Scheduled, job.Started, job.Ready, job.ReadySince = name+"-pod", time.Now(), true, true, time.Now()
 		m.jobs[name] = job
-		m.agents[name] = agentpool.Agent{ID: len(m.agents) + 1, Name: name, Online: true, Enabled: true}
+		m.nextAgent++
+		m.agents[name] = agentpool.Agent{ID: m.nextAgent, Name: name, Online: true, Enabled: true, Capabilities: m.offered(job)}
 	})
+}
+
+// offered is what an agent registers with: all that its class claims, but for what the
+// image lacks.
+func (m *model) offered(job agentpool.AgentJob) agentpool.Capabilities {
+	offered := maps.Clone(job.Capabilities)
+	for _, name := range m.lacking {
+		delete(offered, name)
+	}
+	return offered
 }
 
 // claim gives a request to an agent.
@@ -215,8 +229,12 @@ func (m *model) AgentCapabilities(_ context.Context, _ int, name string) (agentp
 func (m *model) AddPlaceholder(_ context.Context, _ int, name string, claims map[string]string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.placeholderError != nil {
+		return m.placeholderError
+	}
 	if _, there := m.agents[name]; !there {
-		m.agents[name] = agentpool.Agent{ID: len(m.agents) + 1, Name: name, Enabled: true, Capabilities: agentpool.NewCapabilities(claims)}
+		m.nextAgent++
+		m.agents[name] = agentpool.Agent{ID: m.nextAgent, Name: name, Enabled: true, Capabilities: agentpool.NewCapabilities(claims)}
 	}
 	return nil
 }
@@ -291,6 +309,11 @@ func (m *model) Create(_ context.Context, c plan.Creation) (agentpool.AgentJob, 
 	job := agentpool.AgentJob{
 		Name: jobName(c.Request.ID, c.Attempt), UID: "uid-" + jobName(c.Request.ID, c.Attempt), Class: c.Class, PoolID: 7,
 		RequestID: c.Request.ID, Attempt: c.Attempt, Failures: c.Failures, CreatedAt: time.Now(), QueuedAt: c.Request.QueueTime,
+	}
+	for _, class := range m.classes.Usable {
+		if class.Name == c.Class {
+			job.ClassVersion, job.Capabilities = class.Version, class.Capabilities
+		}
 	}
 	m.created = append(m.created, job.Name)
 	m.jobs[job.Name] = job

@@ -24,7 +24,7 @@ func config() scaler.Config {
 		Pool: agentpool.Pool{ID: 7, Name: "k8s"},
 		Limits: plan.Limits{
 			PoolAgents: 100, CreationsPerCycle: 250, IdleLimit: time.Minute, MaxIdleAge: time.Hour,
-			StartupLimit: 10 * time.Minute, HalfMadeLimit: 2 * time.Minute, BackoffMin: 10 * time.Second, BackoffMax: 10 * time.Minute,
+			StartupLimit: 10 * time.Minute, HalfMadeLimit: 2 * time.Minute, BackoffMin: 10 * time.Second, BackoffMax: 10 * time.Minute, MismatchLimit: time.Minute,
 		},
 		Instance: "test", PollBusy: 2 * time.Second, PollIdle: 10 * time.Second, AgentsEvery: time.Minute,
 		SweepEvery: time.Minute, SweepGrace: 2 * time.Minute, CheckEvery: 5 * time.Minute, RecheckEvery: 10 * time.Second,
