@@ -19,7 +19,7 @@ func Make(s Snapshot) Plan {
 	u := newSupply(s, classes, capacity)
 	b := settle(n, u)
 
-	p.answer(s, n, u, b, newBudget(s, history, agents))
+	p.answer(s, n, b, newBudget(s, history, agents))
 	p.release(s, classes, agents, u, b)
 	p.Mismatches = mismatches(s, classes)
 	p.inspect(s, n, u, b, agents)
@@ -62,7 +62,7 @@ func (p *Plan) attend(s Snapshot, agents []agent) []*agentpool.AgentJob {
 
 // answer makes a Job for each request that no capacity is left for, the most urgent
 // first, and then for each agent that is to wait, as far as the caps allow.
-func (p *Plan) answer(s Snapshot, n need, u supply, b balance, caps *budget) {
+func (p *Plan) answer(s Snapshot, n need, b balance, caps *budget) {
 	for i := range n.requests {
 		if b.served[i] {
 			caps.running++

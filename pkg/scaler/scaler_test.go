@@ -386,6 +386,11 @@ func TestBlockedClass(t *testing.T) {
 		if why := b.scaler.NotReady(time.Now()); !strings.Contains(why, "the role is absent") {
 			t.Errorf("not ready says %q", why)
 		}
+		b.serve(class("default"), class("other"))
+		after(10 * time.Second)
+		if why := b.scaler.NotReady(time.Now()); why != "" || len(b.made()) != 0 {
+			t.Errorf("one class that can be served makes the loop ready, and serves nothing of the other's: %q, %v", why, b.made())
+		}
 		b.with(func() { m.blocked = nil })
 		after(15 * time.Second)
 		if len(b.made()) != 1 {

@@ -1,6 +1,7 @@
 package scaler
 
 import (
+	"slices"
 	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
@@ -13,6 +14,7 @@ type Status struct {
 	LastPoll time.Time // Of the last whole answer; zero before the first.
 	Waiting  string    // Why there is no plan; empty when there is one.
 	Stale    bool      // The cache has not shown an own write for too long.
+	Classes  []string  // The usable ones, by name.
 	Blocked  map[string]string
 	View     plan.View
 	Skipped  map[plan.SkipReason]int
@@ -48,8 +50,14 @@ func (s *Scaler) NotReady(now time.Time) string {
 	case status.Stale:
 		return "the cache of Jobs and pods is out of date"
 	}
-	for class, why := range status.Blocked {
-		return "class " + class + " can't be served: " + why
+	// One class that can't be served stops nothing but itself: its requests say so.
+	for _, class := range status.Classes {
+		if status.Blocked[class] == "" {
+			return ""
+		}
+	}
+	if len(status.Classes) > 0 {
+		return "no class of pool " + status.Pool + " can be served; class " + status.Classes[0] + ": " + status.Blocked[status.Classes[0]]
 	}
 	return ""
 }
@@ -80,8 +88,10 @@ func statusOf(snapshot plan.Snapshot, p plan.Plan, stale bool) Status {
 		status.Skipped[skip.Reason]++
 	}
 	for _, class := range snapshot.Classes {
+		status.Classes = append(status.Classes, class.Name)
 		status.Mismatch[class.Name] = 0
 	}
+	slices.Sort(status.Classes)
 	for _, mismatch := range p.Mismatches {
 		status.Mismatch[mismatch.Class] = 1
 	}
