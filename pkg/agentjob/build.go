@@ -55,17 +55,17 @@ func Build(s Settings, class agentpool.AgentClass, template batchv1.JobTemplateS
 		ObjectMeta: metav1.ObjectMeta{
 			Name:        b.name,
 			Namespace:   s.Identity.Namespace,
-			Labels:      merge(template.Labels, labels),
-			Annotations: merge(template.Annotations, annotations),
+			Labels:      merge(foreign(template.Labels), labels),
+			Annotations: merge(foreign(template.Annotations), annotations),
 		},
 		Spec: template.Spec,
 	}
 	b.limitJob(&job.Spec)
 	pod := &job.Spec.Template
 	pod.ObjectMeta = metav1.ObjectMeta{
-		Labels: merge(pod.Labels, labels),
+		Labels: merge(foreign(pod.Labels), labels),
 		// An autoscaler that moves pods about must not end a build to save a node.
-		Annotations: merge(pod.Annotations, map[string]string{
+		Annotations: merge(foreign(pod.Annotations), map[string]string{
 			"cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
 			"karpenter.sh/do-not-disrupt":                    "true",
 		}),
@@ -172,6 +172,14 @@ func check(s Settings, class agentpool.AgentClass, template batchv1.JobTemplateS
 	}
 	checkPod(s, template.Spec.Template.Spec, bad)
 	return errors.Join(wrong...)
+}
+
+// foreign gives a template's labels or annotations without those that are ours to
+// set: one that says that the rights have ended would keep them alive.
+func foreign(theirs map[string]string) map[string]string {
+	kept := maps.Clone(theirs)
+	maps.DeleteFunc(kept, func(key, _ string) bool { return strings.HasPrefix(key, Prefix) })
+	return kept
 }
 
 // merge gives both maps as one; ours win.

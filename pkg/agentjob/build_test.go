@@ -69,12 +69,14 @@ func template() batchv1.JobTemplateSpec {
 // richTemplate is a class with everything that must be kept.
 func richTemplate() batchv1.JobTemplateSpec {
 	t := template()
-	t.Labels = map[string]string{"team": "shop", agentjob.LabelInstance: "forged"}
+	t.Labels = map[string]string{"team": "shop", agentjob.LabelInstance: "forged", agentjob.LabelJobUID: "forged"}
+	t.Annotations = map[string]string{"team": "shop", agentjob.AnnotationRightsEnded: "forged", agentjob.AnnotationClassVersion: "forged"}
 	t.Spec.BackoffLimit = new(int32(6))
 	t.Spec.ActiveDeadlineSeconds = new(int64(60))
 	t.Spec.CompletionMode = new(batchv1.IndexedCompletion)
 	pod := &t.Spec.Template
-	pod.Labels = map[string]string{"team": "shop"}
+	pod.Labels = map[string]string{"team": "shop", agentjob.LabelJobUID: "forged"}
+	pod.Annotations = map[string]string{"team": "shop", agentjob.AnnotationRightsEnded: "forged"}
 	pod.Spec.NodeSelector = map[string]string{"kubernetes.io/os": "linux"}
 	pod.Spec.RestartPolicy = corev1.RestartPolicyOnFailure
 	pod.Spec.Volumes = []corev1.Volume{{Name: "cache", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}

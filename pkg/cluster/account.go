@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"maps"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -41,12 +42,18 @@ func (c *Cluster) ServiceAccountTemplate(ctx context.Context, name string) (agen
 	return template, nil
 }
 
-// copied leaves out what speaks of the object that it is on: what kubectl applied,
-// and what is ours.
+// copied leaves out what speaks of the account itself: what is ours, and what tells
+// a tool that deploys it that it is the tool's own. Such a tool would take the
+// accounts of running builds for leftovers, and prune them.
 func copied(from map[string]string) map[string]string {
 	to := maps.Clone(from)
 	maps.DeleteFunc(to, func(key, _ string) bool {
-		return key == corev1.LastAppliedConfigAnnotation || key == agentjob.LabelManagedBy || strings.HasPrefix(key, agentjob.Prefix)
+		return slices.ContainsFunc([]string{
+			agentjob.Prefix,
+			corev1.LastAppliedConfigAnnotation,
+			"app.kubernetes.io/instance", "app.kubernetes.io/managed-by", // By these, Argo CD and Helm know their own.
+			"argocd.argoproj.io/", "helm.sh/", "meta.helm.sh/", "helm.toolkit.fluxcd.io/", "kustomize.toolkit.fluxcd.io/",
+		}, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
 	})
 	return to
 }
