@@ -72,7 +72,7 @@ func (c *Classes) LiveCronJobs(ctx context.Context) ([]*batchv1.CronJob, error) 
 }
 
 // RecordEvent puts an Event on a class, for people who look at it. It does not
-// wait and does not fail.
+// wait and does not fail; without Run it does nothing.
 func (c *Classes) RecordEvent(cronJob *batchv1.CronJob, warning bool, reason, message string) {
 	c.watcher.record(corev1.ObjectReference{
 		APIVersion: batchv1.SchemeGroupVersion.String(), Kind: kindCronJob, Name: cronJob.Name, UID: cronJob.UID,

@@ -164,7 +164,9 @@ func (c *Cluster) deleteUnstarted(ctx context.Context, name, uid string) (bool, 
 // reports false as soon as an agent has started, or when the wait is over.
 func (c *Cluster) awaitPodsEnd(ctx context.Context, job *batchv1.Job) (bool, error) {
 	begun := false
-	err := wait.PollUntilContextTimeout(ctx, podEndPoll, c.config.PodEndWait, true, func(ctx context.Context) (bool, error) {
+	// A look that has begun is finished, within its own limit: one cut short by the
+	// end of the wait would be told as a failure.
+	err := wait.PollUntilContextTimeout(ctx, podEndPoll, c.config.PodEndWait, true, func(context.Context) (bool, error) {
 		pods, err := c.podsOf(ctx, job)
 		if err != nil {
 			return false, err
@@ -232,7 +234,7 @@ func (c *Cluster) suspend(ctx context.Context, job *batchv1.Job) (*batchv1.Job, 
 		return nil, fail("suspend", kindJob, job.Namespace, job.Name, stale(err))
 	}
 	live := job
-	err = wait.PollUntilContextTimeout(ctx, suspendPoll, c.config.SuspendWait, true, func(ctx context.Context) (bool, error) {
+	err = wait.PollUntilContextTimeout(ctx, suspendPoll, c.config.SuspendWait, true, func(context.Context) (bool, error) {
 		var err error
 		if live, err = c.getJob(ctx, job.Name); err != nil {
 			return false, err

@@ -158,13 +158,23 @@ func (e *environment) connect(config *rest.Config, targets ...string) *cluster.C
 	return c
 }
 
-// run starts the watches and waits until they have read everything. They end
-// before the test does.
+// run starts the watches and waits until they have read everything.
 func (e *environment) run() {
+	e.t.Helper()
+	e.start(e.cluster.Run)
+	wait, stop := context.WithTimeout(e.t.Context(), limit)
+	defer stop()
+	if err := e.cluster.WaitForSync(wait); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// start runs something until the test ends, and sees that it ends then.
+func (e *environment) start(run func(context.Context) error) {
 	e.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- e.cluster.Run(ctx) }()
+	go func() { ended <- run(ctx) }()
 	e.t.Cleanup(func() {
 		cancel()
 		select {
@@ -176,11 +186,6 @@ func (e *environment) run() {
 			e.t.Error("Run does not end")
 		}
 	})
-	wait, stop := context.WithTimeout(e.t.Context(), limit)
-	defer stop()
-	if err := e.cluster.WaitForSync(wait); err != nil {
-		e.t.Fatal(err)
-	}
 }
 
 // apply puts a manifest of the repository into a namespace.

@@ -93,7 +93,9 @@ func join(job *batchv1.Job, pod *corev1.Pod, warnings []*corev1.Event) (agentpoo
 	}
 	// What a person has made unreadable counts as not recorded.
 	j.Failures, _ = strconv.Atoi(job.Annotations[agentjob.AnnotationFailures])
-	_ = json.Unmarshal([]byte(job.Annotations[agentjob.AnnotationCapabilities]), &j.Capabilities)
+	if json.Unmarshal([]byte(job.Annotations[agentjob.AnnotationCapabilities]), &j.Capabilities) != nil {
+		j.Capabilities = nil
+	}
 	j.QueuedAt, _ = time.Parse(time.RFC3339Nano, job.Annotations[agentjob.AnnotationQueuedAt])
 	if pod != nil {
 		addPod(&j, pod)

@@ -181,8 +181,21 @@ func TestJoinShowsWhereAnAgentIs(t *testing.T) {
 		})},
 		{"complete, pod gone", makeJob(done(batchv1.JobComplete, "", "")), nil, want(base, func(j *agentpool.AgentJob) { j.JobDone, j.Ended = true, at(40).Time })},
 		{"Job being deleted", makeJob(func(j *batchv1.Job) { j.DeletionTimestamp = new(at(20)) }), nil, want(base, func(j *agentpool.AgentJob) { j.Deleting = true })},
+		{"made of a class that is recorded", makeJob(func(j *batchv1.Job) {
+			j.Annotations[agentjob.AnnotationClassVersion] = "abc123"
+			j.Annotations[agentjob.AnnotationCapabilities] = `{"java":"21","agent.os":"Linux"}`
+		}), nil, want(base, func(j *agentpool.AgentJob) {
+			j.ClassVersion, j.Capabilities = "abc123", agentpool.NewCapabilities(map[string]string{"java": "21", "Agent.OS": "Linux"})
+		})},
+		{"a warm agent", makeJob(func(j *batchv1.Job) {
+			j.Name, j.Annotations = "azp-abcdefgh-7-0-12", nil
+		}), nil, want(base, func(j *agentpool.AgentJob) {
+			j.Name, j.RequestID, j.Attempt, j.Failures, j.QueuedAt = "azp-abcdefgh-7-0-12", agentpool.WarmRequest, 12, 0, time.Time{}
+		})},
 		{"unreadable records", makeJob(func(j *batchv1.Job) {
-			j.Annotations = map[string]string{agentjob.AnnotationFailures: "x", agentjob.AnnotationQueuedAt: "y"}
+			j.Annotations = map[string]string{
+				agentjob.AnnotationFailures: "x", agentjob.AnnotationQueuedAt: "y", agentjob.AnnotationCapabilities: `{"a":"1","b":2}`,
+			}
 		}), nil, want(base, func(j *agentpool.AgentJob) { j.Failures, j.QueuedAt = 0, time.Time{} })},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -80,6 +80,16 @@ func TestPreflightFindsEveryProblem(t *testing.T) {
 			role.Rules[0].Verbs = []string{"get", "list", "watch", "create", "delete"}
 			must(e.admin.RbacV1().Roles(e.agents).Update(t.Context(), role, metav1.UpdateOptions{}))(t)
 		}, reason: agentpool.ReasonForbidden, want: []string{"lacks rights: patch jobs", "agents-"}},
+		{name: "no right to make Jobs", prepare: func(t *testing.T, e *environment) {
+			role := must(e.admin.RbacV1().Roles(e.agents).Get(t.Context(), "azp-scaler", metav1.GetOptions{}))(t)
+			role.Rules[0].Verbs = []string{"get", "list", "watch", "patch", "delete"}
+			must(e.admin.RbacV1().Roles(e.agents).Update(t.Context(), role, metav1.UpdateOptions{}))(t)
+		}, reason: agentpool.ReasonForbidden, want: []string{"lacks rights: create jobs", "agents-"}},
+		{name: "no rights in the agents' namespace", prepare: func(t *testing.T, e *environment) {
+			if err := e.admin.RbacV1().RoleBindings(e.agents).Delete(t.Context(), "azp-scaler", metav1.DeleteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}, reason: agentpool.ReasonForbidden, want: []string{"agents-", "deploy/kustomize/base"}},
 		{name: "Job refused", change: func(_ *agentpool.AgentClass, t *batchv1.JobTemplateSpec) {
 			t.Spec.Template.Spec.Containers[0].ImagePullPolicy = "Sometimes"
 		}, reason: agentpool.ReasonInvalid, want: []string{"a Job of the class can't be made", "imagePullPolicy"}},
@@ -131,6 +141,29 @@ func TestPreflightFindsNothingAndChangesNothing(t *testing.T) {
 	e.await("no problem", func() bool { problems = e.preflight(in, sample); return len(problems) == 0 }, func() any { return problems })
 	if got := e.left(sample.Name); got != "" {
 		t.Errorf("there is %q", got)
+	}
+}
+
+// TestPreflightOfAClassIsItsOwn: a namespace that is shut stops only the classes
+// that deploy into it.
+func TestPreflightOfAClassIsItsOwn(t *testing.T) {
+	t.Parallel()
+	e, shut := setUp(t), setUp(t)
+	e.cluster = e.connect(e.signIn(), e.target, shut.target)
+	stopped := e.sample(func(c *agentpool.AgentClass, _ *batchv1.JobTemplateSpec) {
+		c.RoleBindings = append(c.RoleBindings, agentpool.RoleBinding{Namespace: shut.target, Kind: "ClusterRole", Name: "edit"})
+	})
+	var problems []cluster.Problem
+	e.await("the one class's problem", func() bool { problems = e.cluster.PreflightClass(t.Context(), stopped); return len(problems) == 1 },
+		func() any { return problems })
+	if p := problems[0]; !p.Fatal || p.Where != "namespace "+shut.target || p.Reason != agentpool.ReasonForbidden {
+		t.Errorf("the class that needs it: %+v", p)
+	}
+	without := e.sample(func(c *agentpool.AgentClass, _ *batchv1.JobTemplateSpec) { c.RoleBindings = nil })
+	for name, sample := range map[string]*batchv1.Job{"another namespace": e.sample(), "no rights": without} {
+		if problems := e.preflight(installation(), sample); len(problems) > 0 {
+			t.Errorf("the class with %s: %v", name, problems)
+		}
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 )
 
 // RecordEvent puts an Event on the Job, for people who look at it. It does not
-// wait and does not fail.
+// wait and does not fail; without Run it does nothing.
 func (c *Cluster) RecordEvent(job agentpool.AgentJob, warning bool, reason, message string) {
 	c.record(corev1.ObjectReference{
 		APIVersion: batchv1.SchemeGroupVersion.String(), Kind: kindJob, Name: job.Name, UID: types.UID(job.UID),

@@ -1,6 +1,7 @@
 package cluster_test
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
+	"github.com/azp-scaler/azp-scaler/pkg/cluster"
 )
 
 // TestRightsEndWithTheBuild uses the build's own token: it may what its role
@@ -237,13 +239,7 @@ func TestSweepTakesOnlyWhatIsLeftBehind(t *testing.T) {
 func TestSweepKeepsWhatItCannotJudge(t *testing.T) {
 	t.Parallel()
 	e := setUp(t)
-	orphan := &rbacv1.RoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: "job-gone", Labels: map[string]string{
-			agentjob.LabelInstance: "abcdefgh", agentjob.LabelManagedBy: agentjob.ManagedBy, agentjob.LabelJobUID: "gone",
-		}},
-		RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "view"},
-	}
-	must(e.admin.RbacV1().RoleBindings(e.target).Create(t.Context(), orphan, metav1.CreateOptions{}))(t)
+	must(e.admin.RbacV1().RoleBindings(e.target).Create(t.Context(), e.orphan(), metav1.CreateOptions{}))(t)
 	later := time.Now().Add(time.Hour)
 	e.cluster = e.connect(e.signIn(), e.target, "nowhere")
 
@@ -259,5 +255,69 @@ func TestSweepKeepsWhatItCannotJudge(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{e.target + "/job-gone"}, report.RoleBindings); diff != "" {
 		t.Errorf("the other namespace:\n%s", diff)
+	}
+}
+
+// TestSweepLooksWhereJobsWere: the class that named the namespace is gone, but a
+// Job of it is still there to tell.
+func TestSweepLooksWhereJobsWere(t *testing.T) {
+	t.Parallel()
+	e := setUp(t)
+	e.cluster = e.connect(e.signIn())
+	must(e.admin.RbacV1().RoleBindings(e.target).Create(t.Context(), e.orphan(), metav1.CreateOptions{}))(t)
+	later := time.Now().Add(time.Hour)
+	if report, err := e.cluster.Sweep(t.Context(), time.Minute, later); err != nil || len(report.RoleBindings) > 0 {
+		t.Errorf("nothing names the namespace: %+v, %v", report, err)
+	}
+	// Half-made: the Job alone is there.
+	job := must(e.admin.BatchV1().Jobs(e.agents).Create(t.Context(), e.job(1, 0), metav1.CreateOptions{}))(t)
+	report, err := e.cluster.Sweep(t.Context(), time.Minute, later)
+	if diff := cmp.Diff([]string{e.target + "/job-gone"}, report.RoleBindings); err != nil || diff != "" {
+		t.Errorf("the Job names it: %v\n%s", err, diff)
+	}
+	if got := e.left(job.Name); got != "job" {
+		t.Errorf("of the Job there is %q", got)
+	}
+}
+
+// TestSweepAsksForTheNamespacesEachTime, and never looks into the agents' own.
+func TestSweepAsksForTheNamespacesEachTime(t *testing.T) {
+	t.Parallel()
+	e := setUp(t)
+	namespaces := []string{}
+	c, err := cluster.New(cluster.Config{
+		Client: kubernetes.NewForConfigOrDie(e.signIn()), Namespace: e.agents, Instance: "abcdefgh",
+		TargetNamespaces: func() []string { return namespaces },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, namespace := range []string{e.agents, e.target} {
+		must(e.admin.RbacV1().RoleBindings(namespace).Create(t.Context(), e.orphan(), metav1.CreateOptions{}))(t)
+	}
+	later := time.Now().Add(time.Hour)
+	if report, err := c.Sweep(t.Context(), time.Minute, later); err != nil || len(report.RoleBindings) > 0 {
+		t.Errorf("no class: %+v, %v", report, err)
+	}
+	namespaces = []string{e.target, e.agents, e.target}
+	report, err := c.Sweep(t.Context(), time.Minute, later)
+	if diff := cmp.Diff([]string{e.target + "/job-gone"}, report.RoleBindings); diff != "" {
+		t.Error(diff)
+	}
+	if !errors.Is(err, cluster.ErrInvalid) || !strings.Contains(err.Error(), "the agents' own") || !strings.Contains(err.Error(), e.agents) {
+		t.Errorf("the agents' own namespace as target: %v", err)
+	}
+	if diff := cmp.Diff([]string{e.target, e.agents, e.target}, namespaces); diff != "" {
+		t.Errorf("the answer was changed:\n%s", diff)
+	}
+}
+
+// orphan is a right of a Job that is gone.
+func (e *environment) orphan() *rbacv1.RoleBinding {
+	return &rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "job-gone", Labels: map[string]string{
+			agentjob.LabelInstance: "abcdefgh", agentjob.LabelManagedBy: agentjob.ManagedBy, agentjob.LabelJobUID: "gone",
+		}},
+		RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "view"},
 	}
 }

@@ -53,7 +53,8 @@ func newWatcher(client kubernetes.Interface, namespace string, log *slog.Logger,
 		onChange = func() {}
 	}
 	w := &watcher{client: client, namespace: namespace, log: log, timeout: timeout, onChange: onChange}
-	// The broadcaster is ended with run; before that, Events queue up in it.
+	// The broadcaster is ended with run. Before that nobody listens to it, and Events
+	// are dropped: who only looks at the cluster leaves none there.
 	w.broadcast = record.NewBroadcaster()
 	w.recorder = w.broadcast.NewRecorder(scheme.Scheme, corev1.EventSource{Component: component})
 	return w
@@ -128,7 +129,8 @@ func (w *watcher) run(ctx context.Context) {
 
 // record puts an Event on an object of the agents' namespace. It does not wait and
 // does not fail: Events are sent one by one in the background, alike ones are
-// counted on one object, and many about one object are dropped.
+// counted on one object, and many about one object are dropped, as are those
+// before run.
 func (w *watcher) record(about corev1.ObjectReference, warning bool, reason, message string) {
 	kind := corev1.EventTypeNormal
 	if warning {
