@@ -65,6 +65,12 @@ test-e2e: $(GOTESTSUM) need-cc ## Run the tests on the cluster: a real node as r
 	if [ -z "$$packages" ]; then echo "no package uses the test cluster" >&2; exit 1; fi; \
 	CGO_ENABLED=1 $(GOTESTSUM) --format $(TEST_FORMAT) -- -race -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(TEST_FLAGS) $$packages
 
+# What grows with the time it is given. make test runs the same with fewer cases.
+.PHONY: nightly
+nightly: need-cc ## Run the property tests at length (PLAN_CHECKS=100000 LOOP_SEEDS=5000).
+	@PLAN_CHECKS=$${PLAN_CHECKS:-100000} LOOP_SEEDS=$${LOOP_SEEDS:-5000} CGO_ENABLED=1 \
+	  $(GO) test -race -count=1 -timeout 6h $(TEST_FLAGS) ./pkg/plan ./pkg/scaler
+
 ##@ Code
 .PHONY: build
 build: $(OUT)/bin ## Build the scaler and the agent's entrypoint into out/bin, stamped with the commit.
