@@ -6,7 +6,6 @@
 package agentclass
 
 import (
-	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -45,9 +44,33 @@ type Defaults struct {
 	GracePeriod      time.Duration
 }
 
-// Parse reads a class. The error tells everything that is wrong with it, each with
-// the annotation or field, its value, and an example that is right. The class is
-// then not to be used; its name and, as far as they can be read, its pools are set.
-func Parse(cronJob *batchv1.CronJob, defaults Defaults) (Class, error) {
-	return Class{AgentClass: agentpool.AgentClass{Name: cronJob.Name}}, errors.New("not written yet")
+// FromTemplate makes the class of the simplest install, which is described by no
+// CronJob: its claims are what the template tells, and those given.
+func FromTemplate(name string, template batchv1.JobTemplateSpec, claims map[string]string, bindings []agentpool.RoleBinding, minIdle int, defaults Defaults) Class {
+	class := Class{
+		AgentClass: agentpool.AgentClass{
+			Name: name, MinIdle: minIdle, RoleBindings: bindings,
+			Registration: agentpool.RegistrationConfig, GracePeriod: defaults.GracePeriod,
+		},
+		Template: template,
+	}
+	class.complete(claims, defaults)
+	return class
+}
+
+// complete derives the rest from what has been read.
+func (c *Class) complete(claims map[string]string, defaults Defaults) {
+	c.ServiceAccount = c.Template.Spec.Template.Spec.ServiceAccountName
+	c.Claims = derive(c.Template.Spec.Template.Spec, defaults)
+	for name, value := range claims {
+		// What is written counts over what is derived, in whatever case.
+		for derived := range c.Claims {
+			if strings.EqualFold(derived, name) {
+				delete(c.Claims, derived)
+			}
+		}
+		c.Claims[name] = value
+	}
+	c.Capabilities = agentpool.NewCapabilities(c.Claims)
+	c.Version = version(*c)
 }
