@@ -28,24 +28,18 @@ func main() {
 }
 
 func run(args []string, stdout, stderr io.Writer) int {
-	command := "run"
-	if len(args) > 0 {
-		command = args[0]
-	}
-	switch {
-	case len(args) > 1:
-		say(stderr, "scaler: %q: a command takes no further words\n\n%s", args[1], usage)
+	command, err := parse(args)
+	if err != nil {
+		say(stderr, "scaler: %v\n\n%s", err, usage)
 		return exitConfiguration
-	case command == "version":
+	}
+	switch command.name {
+	case "version":
 		say(stdout, "azp-scaler %s\n", version())
 		return exitDone
-	case command == "help", command == "-h", command == "--help":
+	case "help":
 		say(stdout, "%s", usage)
 		return exitDone
-	case command == "run", command == "check":
-	default:
-		say(stderr, "scaler: there is no command %q\n\n%s", command, usage)
-		return exitConfiguration
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -59,16 +53,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return exitDone
 }
 
-const usage = `Usage: scaler [command]
-
-  run       make a Job for each queued build, until told to stop (the default)
-  check     look at pool, cluster and rights, and tell what is wrong
-  version   print the version
-
-The settings are environment variables; see the table in README.md.
-`
-
-func start(ctx context.Context, command string, stdout, stderr io.Writer) error {
+func start(ctx context.Context, command command, stdout, stderr io.Writer) error {
 	config, err := loadConfig()
 	if err != nil {
 		return err
@@ -78,8 +63,18 @@ func start(ctx context.Context, command string, stdout, stderr io.Writer) error 
 	if err != nil {
 		return err
 	}
-	if command == "check" {
+	switch command.name {
+	case "check":
 		return a.Check(ctx, stdout)
+	case "plan":
+		return a.Plan(ctx, stdout, command.json)
+	case "explain":
+		return a.Explain(ctx, stdout, command.request)
+	case "cleanup":
+		return a.Cleanup(ctx, stdout)
+	}
+	if err := a.Listen(); err != nil {
+		return err
 	}
 	log.Info("azp-scaler starts", "version", version(), "listen", a.Addr())
 	err = a.Run(ctx)

@@ -28,12 +28,20 @@ func TestCommands(t *testing.T) {
 		stdout string
 		stderr string
 	}{
-		"version":          {[]string{"version"}, exitDone, "azp-scaler ", ""},
-		"help":             {[]string{"help"}, exitDone, "Usage: scaler [command]", ""},
-		"unknown":          {[]string{"foo"}, exitConfiguration, "", `no command "foo"`},
-		"too many words":   {[]string{"run", "fast"}, exitConfiguration, "", `"fast"`},
-		"nothing set":      {nil, exitConfiguration, "", "AZP_URL is not set"},
-		"nothing to check": {[]string{"check"}, exitConfiguration, "", "AZP_POOL is not set"},
+		"version":               {[]string{"version"}, exitDone, "azp-scaler ", ""},
+		"help":                  {[]string{"help"}, exitDone, "Usage: scaler [command]", ""},
+		"unknown":               {[]string{"foo"}, exitConfiguration, "", `no command "foo"`},
+		"too many words":        {[]string{"run", "fast"}, exitConfiguration, "", `"fast"`},
+		"too many for plan":     {[]string{"plan", "now"}, exitConfiguration, "", "-o table or -o json"},
+		"unknown format":        {[]string{"plan", "-o", "yaml"}, exitConfiguration, "", "-o table or -o json"},
+		"unknown flag":          {[]string{"plan", "-x"}, exitConfiguration, "", "-x"},
+		"no request":            {[]string{"explain", "build"}, exitConfiguration, "", `not "build"`},
+		"two requests":          {[]string{"explain", "1", "2"}, exitConfiguration, "", `"2"`},
+		"a plan without pool":   {[]string{"plan", "-o=json"}, exitConfiguration, "", "AZP_POOL is not set"},
+		"a reason without pool": {[]string{"explain", "4711"}, exitConfiguration, "", "AZP_POOL is not set"},
+		"no pool to clean":      {[]string{"cleanup"}, exitConfiguration, "", "AZP_POOL is not set"},
+		"nothing set":           {nil, exitConfiguration, "", "AZP_URL is not set"},
+		"nothing to check":      {[]string{"check"}, exitConfiguration, "", "AZP_POOL is not set"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			clearEnvironment(t)

@@ -6,56 +6,62 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
+	batchv1 "k8s.io/api/batch/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
 	"github.com/azp-scaler/azp-scaler/pkg/cluster"
 	"github.com/azp-scaler/azp-scaler/pkg/scaler"
 )
 
-// App is a scaler that can be run once.
+// App is a scaler that can be run once, or asked once.
 type App struct {
 	config   Config
 	log      *slog.Logger
 	registry *prometheus.Registry
-	metrics  *scaler.Metrics
+	metrics  Metrics
 	client   *azuredevops.Client
 	kube     kubernetes.Interface
 	listener net.Listener
 	waiting  atomic.Pointer[string]
-	loop     atomic.Pointer[scaler.Scaler]
+	loops    atomic.Pointer[[]loop]
+}
+
+// loop is what works for one pool.
+type loop struct {
+	*scaler.Scaler
+	kube kube
 }
 
 // ErrConfiguration is wrapped by errors that only another configuration mends.
 var ErrConfiguration = errors.New("bad configuration")
 
-// New checks the configuration and makes the clients. It opens the HTTP port,
-// and asks neither Azure DevOps nor the cluster anything.
+// New checks the configuration and makes the clients. It asks neither Azure DevOps nor
+// the cluster anything.
 func New(config Config, version string, log *slog.Logger) (*App, error) {
 	if err := config.Validate(); err != nil {
 		return nil, fmt.Errorf("%w:\n%w", ErrConfiguration, err)
 	}
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	recorder, metrics := NewMetrics(registry)
+	metrics := NewMetrics(registry)
 	token := azuredevops.StaticToken(config.Token)
 	if config.TokenFile != "" {
 		token = azuredevops.FileToken(config.TokenFile)
 	}
 	client, err := azuredevops.New(azuredevops.Config{
 		URL: config.URL, Token: token, CAFile: config.CAFile, UserAgent: "azp-scaler/" + version,
-		Recorder: recorder, Logger: log,
+		Recorder: metrics.Recorder, Logger: log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%w:\n%w", ErrConfiguration, err)
@@ -64,16 +70,19 @@ func New(config Config, version string, log *slog.Logger) (*App, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w:\n%w", ErrConfiguration, err)
 	}
-	listener, err := net.Listen("tcp", config.Listen)
-	if err != nil {
-		return nil, fmt.Errorf("%w:\nAZP_LISTEN %q can't be listened on: %w", ErrConfiguration, config.Listen, err)
-	}
-	a := &App{
-		config: config, log: log, registry: registry, metrics: metrics,
-		client: client, kube: clientset, listener: listener,
-	}
+	a := &App{config: config, log: log, registry: registry, metrics: metrics, client: client, kube: clientset}
 	a.wait("starting")
 	return a, nil
+}
+
+// Listen opens the HTTP port, which Run serves.
+func (a *App) Listen() error {
+	listener, err := net.Listen("tcp", a.config.Listen)
+	if err != nil {
+		return fmt.Errorf("%w:\nAZP_LISTEN %q can't be listened on: %w", ErrConfiguration, a.config.Listen, err)
+	}
+	a.listener = listener
+	return nil
 }
 
 // newClientset makes the client of the cluster. The limits suit bursts of a few
@@ -99,9 +108,9 @@ func newClientset(kubeconfig, version string) (kubernetes.Interface, error) {
 // Addr is where the HTTP server listens.
 func (a *App) Addr() string { return a.listener.Addr().String() }
 
-// Run works until ctx ends and returns nil then. It returns an error for what
-// waiting does not mend: a pool that does not exist, or a credential that is
-// refused at the start.
+// Run works until ctx ends and returns nil then. Listen has to come before it. It
+// returns an error for what waiting does not mend: a pool that does not exist, or a
+// credential that is refused at the start.
 func (a *App) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -115,52 +124,115 @@ func (a *App) Run(ctx context.Context) error {
 	return err
 }
 
+// work has one loop for each pool, and one watch of the classes for all.
 func (a *App) work(ctx context.Context) error {
-	pool, err := a.findPool(ctx)
-	if err != nil {
-		return err
+	var pools []agentpool.Pool
+	for _, name := range a.config.Pools {
+		pool, err := a.findPool(ctx, name)
+		if err != nil {
+			return err
+		}
+		pools = append(pools, pool)
 	}
 	a.wait("the cache of Jobs and pods is not filled yet")
-	k, err := a.connect(pool)
+	watch, err := cluster.NewClasses(cluster.ClassesConfig{
+		Client: a.kube, Namespace: a.config.Namespace, Logger: a.log, OnChange: a.classesChanged,
+	})
 	if err != nil {
 		return err
 	}
-	loop := scaler.New(a.loopConfig(pool, k), service{a.client}, k, a.metrics, a.log, time.Now)
-	a.loop.Store(loop)
-	a.log.Info("scaling", "url", a.config.URL, "pool", pool.Name, "pool_id", pool.ID,
-		"namespace", a.config.Namespace, "instance", k.settings.Identity.Instance)
+	catalogue := a.newCatalogue(watch.CronJobs, watch.RecordEvent, a.log)
+	a.metrics.Classes.watch(catalogue)
+	var loops []loop
+	for i, pool := range pools {
+		k, err := a.connect(a.config.Pools[i], pool, catalogue, watch.Synced)
+		if err != nil {
+			return err
+		}
+		loops = append(loops, loop{
+			Scaler: scaler.New(loopConfig(a.config, k.settings), service{a.client}, k, a.metrics.Loop, a.log, time.Now),
+			kube:   k,
+		})
+		a.log.Info("scaling", "url", a.config.URL, "pool", pool.Name, "pool_id", pool.ID,
+			"namespace", a.config.Namespace, "instance", k.settings.Identity.Instance)
+	}
+	a.loops.Store(&loops)
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return k.Run(ctx) })
-	group.Go(func() error { return loop.Run(ctx) })
+	group.Go(func() error { return watch.Run(ctx) })
+	for _, l := range loops {
+		group.Go(func() error { return l.kube.Run(ctx) })
+		group.Go(func() error { return l.Run(ctx) })
+	}
 	return group.Wait()
 }
 
-// connect makes the loop's view of the cluster. It asks the cluster nothing.
-func (a *App) connect(pool agentpool.Pool) (kube, error) {
-	settings, classes, err := a.classes(pool)
-	if err != nil {
+// newCatalogue makes the catalogue of what the source has. event may do nothing.
+func (a *App) newCatalogue(source func() []*batchv1.CronJob, event func(*batchv1.CronJob, bool, string, string), log *slog.Logger) *catalogue {
+	return &catalogue{
+		source: source, defaults: classDefaults(a.config), fits: fits(a.config), builtin: builtin(a.config), event: event, log: log,
+	}
+}
+
+// connect makes a loop's view of the cluster. It asks the cluster nothing. name is the
+// pool's as it is configured.
+func (a *App) connect(name string, pool agentpool.Pool, catalogue *catalogue, watched func() bool) (kube, error) {
+	settings := jobSettings(a.config, name, pool)
+	if err := settings.Validate(); err != nil {
 		return kube{}, fmt.Errorf("%w:\n%w", ErrConfiguration, err)
 	}
-	var namespaces []string
-	for _, binding := range a.config.RoleBindings.List {
-		namespaces = append(namespaces, binding.Namespace)
-	}
-	c, err := cluster.New(cluster.Config{
+	k := kube{settings: settings, catalogue: catalogue, watched: watched, now: time.Now}
+	var err error
+	k.Cluster, err = cluster.New(cluster.Config{
 		Client: a.kube, Namespace: a.config.Namespace, Instance: settings.Identity.Instance,
-		TargetNamespaces: func() []string { return namespaces }, Logger: a.log, Clock: time.Now,
-		// The cluster may tell of changes before there is a loop to tell.
-		OnChange: a.changed,
+		TargetNamespaces: func() []string { return targetNamespaces(a.config, catalogue.of(pool.Name)) },
+		Logger:           a.log, Clock: time.Now, OnChange: func() { a.jobsChanged(pool) },
 	})
 	if err != nil {
 		return kube{}, err
 	}
-	return kube{Cluster: c, settings: settings, classes: classes, now: time.Now}, nil
+	k.accounts = newAccounts(k.ServiceAccountTemplate, time.Now)
+	return k, nil
 }
 
-func (a *App) changed() {
-	if loop := a.loop.Load(); loop != nil {
-		loop.Notify()
+// targetNamespaces are those that builds of the pool have rights in now, or may have had
+// in classes that are gone.
+func targetNamespaces(config Config, o offer) []string {
+	namespaces := slices.Clone(config.TargetNamespaces)
+	for _, binding := range config.RoleBindings.List {
+		namespaces = append(namespaces, binding.Namespace)
 	}
+	for _, class := range o.usable {
+		for _, binding := range class.RoleBindings {
+			namespaces = append(namespaces, binding.Namespace)
+		}
+	}
+	slices.Sort(namespaces)
+	return slices.Compact(namespaces)
+}
+
+// jobsChanged tells the loop of a pool. The cluster may tell of changes before there is
+// one.
+func (a *App) jobsChanged(pool agentpool.Pool) {
+	for _, l := range a.running() {
+		if l.kube.settings.Identity.Pool == pool {
+			l.Notify()
+		}
+	}
+}
+
+// classesChanged has every loop look at the classes soon.
+func (a *App) classesChanged() {
+	for _, l := range a.running() {
+		l.Wake()
+	}
+}
+
+// running gives the loops, none before they are made.
+func (a *App) running() []loop {
+	if loops := a.loops.Load(); loops != nil {
+		return *loops
+	}
+	return nil
 }
 
 // The waits of findPool between tries, which double.
@@ -169,12 +241,12 @@ const (
 	poolRetryMax = 30 * time.Second
 )
 
-// findPool asks for the pool until the service answers. An answer that waiting
+// findPool asks for a pool until the service answers. An answer that waiting
 // does not change is an error.
-func (a *App) findPool(ctx context.Context) (agentpool.Pool, error) {
+func (a *App) findPool(ctx context.Context, name string) (agentpool.Pool, error) {
 	wait := poolRetryMin
 	for {
-		pool, err := a.client.PoolByName(ctx, a.config.Pool)
+		pool, err := a.client.PoolByName(ctx, name)
 		if err == nil {
 			return pool, nil
 		}
@@ -185,7 +257,7 @@ func (a *App) findPool(ctx context.Context) (agentpool.Pool, error) {
 			return agentpool.Pool{}, err
 		}
 		a.wait("Azure DevOps can't be asked for the pool: " + err.Error())
-		a.log.Warn("Azure DevOps can't be asked for the pool, trying again", "retry_in", wait, "error", err)
+		a.log.Warn("Azure DevOps can't be asked for the pool, trying again", "pool", name, "retry_in", wait, "error", err)
 		select {
 		case <-ctx.Done():
 			return agentpool.Pool{}, ctx.Err()
@@ -201,57 +273,32 @@ func passing(err error) bool {
 	return errors.Is(err, azuredevops.ErrUnavailable) || errors.Is(err, azuredevops.ErrUnexpectedAnswer) || errors.As(err, &throttled)
 }
 
-// classes gives the classes of agent: one, made from the environment.
-func (a *App) classes(pool agentpool.Pool) (agentjob.Settings, map[string]class, error) {
-	settings := jobSettings(a.config, pool)
-	if err := settings.Validate(); err != nil {
-		return agentjob.Settings{}, nil, err
-	}
-	capabilities := map[string]string{
-		"Agent.OS": "Linux", "Agent.OSArchitecture": architecture(), "Agent.ComputerName": "",
-		"Agent.HomeDirectory": settings.AgentRoot, "InteractiveSession": "False",
-	}
-	for name, value := range a.config.Capabilities.Pairs {
-		capabilities[name] = value
-	}
-	return settings, map[string]class{
-		defaultClass: {
-			AgentClass: agentpool.AgentClass{
-				Name: defaultClass, Capabilities: agentpool.NewCapabilities(capabilities),
-				RoleBindings: a.config.RoleBindings.List, Registration: agentpool.RegistrationConfig,
-				GracePeriod: a.config.GracePeriod.Duration,
-			},
-			template: agentjob.DefaultTemplate(defaultTemplate(a.config)),
-		},
-	}, nil
-}
-
-// defaultClass is the name of the class made from the environment.
-const defaultClass = "default"
-
-// architecture is how an agent calls the processor that the scaler runs on,
-// which is taken for the agents' too.
-func architecture() string {
-	if runtime.GOARCH == "arm64" {
-		return "ARM64"
-	}
-	return "X64"
-}
-
 func (a *App) wait(why string) { a.waiting.Store(&why) }
 
 // alive says why the process should be started again, or nothing.
 func (a *App) alive() string {
-	if loop := a.loop.Load(); loop != nil {
-		return loop.Stuck(time.Now())
+	for _, l := range a.running() {
+		if why := l.Stuck(time.Now()); why != "" {
+			return why
+		}
 	}
 	return ""
 }
 
-// ready says why the scaler is not doing its work, or nothing.
+// ready says why the scaler is not doing its work, or nothing. A pool that is not served
+// is not made good by one that is.
 func (a *App) ready() string {
-	if loop := a.loop.Load(); loop != nil {
-		return loop.NotReady(time.Now())
+	loops := a.running()
+	if len(loops) == 0 {
+		return *a.waiting.Load()
 	}
-	return *a.waiting.Load()
+	for _, l := range loops {
+		if why := l.NotReady(time.Now()); why != "" {
+			return why
+		}
+		if why := l.kube.offer().without(l.kube.settings.Identity.Pool.Name); why != "" {
+			return why
+		}
+	}
+	return ""
 }

@@ -65,6 +65,9 @@ func newApp(t *testing.T, variables map[string]string) *app.App {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := a.Listen(); err != nil {
+		t.Fatal(err)
+	}
 	return a
 }
 
@@ -224,7 +227,10 @@ func TestNewRefusesWhatCannotWork(t *testing.T) {
 			for key, value := range test.variables {
 				variables[key] = value
 			}
-			_, err := app.New(load(t, variables), "test", slog.New(slog.DiscardHandler))
+			a, err := app.New(load(t, variables), "test", slog.New(slog.DiscardHandler))
+			if err == nil {
+				err = a.Listen()
+			}
 			if !errors.Is(err, app.ErrConfiguration) || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("want a configuration error that names %s, got %v", test.want, err)
 			}

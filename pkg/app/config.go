@@ -19,7 +19,7 @@ import (
 // README is made.
 type Config struct {
 	URL       string             `envconfig:"AZP_URL" needed:"true" desc:"Organisation or collection, such as https://dev.azure.com/contoso"`
-	Pool      string             `envconfig:"AZP_POOL" needed:"true" desc:"Name of the agent pool"`
+	Pools     Names              `envconfig:"AZP_POOL" needed:"true" desc:"Name of the agent pool; several, comma-separated, are served each for itself"`
 	Token     azuredevops.Secret `envconfig:"AZP_TOKEN" desc:"Personal access token with Agent Pools (read & manage); prefer the file"`
 	TokenFile string             `envconfig:"AZP_TOKEN_FILE" desc:"File that holds the token; read again when it changes"`
 	CAFile    string             `envconfig:"AZP_CA_FILE" desc:"PEM file of a further certificate authority to trust"`
@@ -28,7 +28,7 @@ type Config struct {
 	Namespace  string `envconfig:"AZP_NAMESPACE" needed:"true" desc:"Namespace of the agents' Jobs; nothing else should run there"`
 	Release    string `envconfig:"AZP_RELEASE" default:"azp-scaler" desc:"Tells apart installations that share pool and namespace"`
 
-	AgentImage           string   `envconfig:"AZP_AGENT_IMAGE" needed:"true" desc:"Image of the agent, with agent-entrypoint in it"`
+	AgentImage           string   `envconfig:"AZP_AGENT_IMAGE" desc:"Image of the built-in class's agents, with agent-entrypoint in it; needed where there are no classes of agent"`
 	AgentImagePullPolicy string   `envconfig:"AZP_AGENT_IMAGE_PULL_POLICY" default:"IfNotPresent" desc:"Always, IfNotPresent or Never"`
 	AgentPullSecrets     Names    `envconfig:"AZP_AGENT_IMAGE_PULL_SECRETS" desc:"Names of pull Secrets in the agents' namespace, comma-separated"`
 	AgentSource          string   `envconfig:"AZP_AGENT_SOURCE" default:"image" desc:"Where the agent program comes from: image (it is in there) or download (once per pod, from the service)"`
@@ -41,11 +41,13 @@ type Config struct {
 	MemoryRequest        Quantity `envconfig:"AZP_AGENT_MEMORY_REQUEST" default:"1Gi" desc:"Memory that a build asks for"`
 	MemoryLimit          Quantity `envconfig:"AZP_AGENT_MEMORY_LIMIT" desc:"Memory that a build may use at most"`
 
-	RoleBindings RoleBindings `envconfig:"AZP_ROLE_BINDINGS" desc:"What each build may do, comma-separated: namespace Role/name or namespace ClusterRole/name, such as shop ClusterRole/edit"`
-	Capabilities Capabilities `envconfig:"AZP_CAPABILITIES" desc:"What the image offers beyond what every agent has, comma-separated: name or name=value"`
+	RoleBindings     RoleBindings `envconfig:"AZP_ROLE_BINDINGS" desc:"What each build may do, comma-separated: namespace Role/name or namespace ClusterRole/name, such as shop ClusterRole/edit"`
+	Capabilities     Capabilities `envconfig:"AZP_CAPABILITIES" desc:"What the image offers beyond what every agent has, comma-separated: name or name=value"`
+	TargetNamespaces Names        `envconfig:"AZP_TARGET_NAMESPACES" desc:"Further namespaces that builds were given rights in, comma-separated: swept for what a crash left of classes that are gone"`
 
-	MaxAgents     Count    `envconfig:"AZP_MAX_AGENTS" default:"100" desc:"Agents at most at once"`
-	MaxCreations  Count    `envconfig:"AZP_MAX_CREATIONS" default:"250" desc:"Jobs made at most in one cycle"`
+	MinIdle       Count    `envconfig:"AZP_MIN_IDLE" default:"0" desc:"Agents of the built-in class to keep waiting beyond need, in each pool"`
+	MaxAgents     Count    `envconfig:"AZP_MAX_AGENTS" default:"100" desc:"Agents at most at once, in each pool"`
+	MaxCreations  Count    `envconfig:"AZP_MAX_CREATIONS" default:"250" desc:"Jobs made at most in one cycle, in each pool"`
 	ParallelJobs  Switch   `envconfig:"AZP_RESPECT_PARALLEL_JOBS" default:"true" desc:"Make no more agents than the organisation has parallel jobs, where the service tells how many"`
 	PollBusy      Duration `envconfig:"AZP_POLL_BUSY" default:"2s" desc:"Between polls while something waits or starts"`
 	PollIdle      Duration `envconfig:"AZP_POLL_IDLE" default:"10s" desc:"Between polls otherwise"`
@@ -92,7 +94,12 @@ func (c Config) validateService(v *validator) {
 			v.add("AZP_URL", fmt.Sprintf("%q %s", withoutUser(c.URL), why))
 		}
 	}
-	v.required("AZP_POOL", c.Pool, "the name of an agent pool, as in Organisation settings, Agent pools")
+	v.required("AZP_POOL", strings.Join(c.Pools, ""), "the name of an agent pool, as in Organisation settings, Agent pools")
+	for i, pool := range c.Pools {
+		if slices.ContainsFunc(c.Pools[:i], func(other string) bool { return strings.EqualFold(other, pool) }) {
+			v.add("AZP_POOL", fmt.Sprintf("names %q twice: the service does not tell apart names by case", pool))
+		}
+	}
 	switch {
 	case c.Token == "" && c.TokenFile == "":
 		v.add("AZP_TOKEN_FILE", "is not set, and neither is AZP_TOKEN: put a personal access token with Agent Pools (read & manage) into a file and name it here")
@@ -112,7 +119,6 @@ func (c Config) validateAgents(v *validator) {
 		v.label("AZP_NAMESPACE", c.Namespace)
 	}
 	v.label("AZP_RELEASE", c.Release)
-	v.required("AZP_AGENT_IMAGE", c.AgentImage, "an image with the agent's entrypoint, such as registry.example.com/azp-agent:1.0")
 	if strings.ContainsAny(c.AgentImage, " \t\n") {
 		v.add("AZP_AGENT_IMAGE", fmt.Sprintf("%q has blanks: want one image reference", c.AgentImage))
 	}
@@ -142,6 +148,12 @@ func (c Config) validateAgents(v *validator) {
 		}
 	}
 	v.parsed("AZP_CAPABILITIES", c.Capabilities.problems...)
+	for _, namespace := range c.TargetNamespaces {
+		v.label("AZP_TARGET_NAMESPACES", namespace)
+		if namespace == c.Namespace {
+			v.add("AZP_TARGET_NAMESPACES", fmt.Sprintf("%q is the agents' own namespace", namespace))
+		}
+	}
 }
 
 func (c Config) validateLimits(v *validator) {
@@ -150,6 +162,10 @@ func (c Config) validateLimits(v *validator) {
 		if count.problem == "" && count.N < 1 {
 			v.add(name, fmt.Sprintf("%d is not above zero", count.N))
 		}
+	}
+	v.parsed("AZP_MIN_IDLE", c.MinIdle.problem)
+	if c.MinIdle.N < 0 || (c.MaxAgents.N > 0 && c.MinIdle.N > c.MaxAgents.N) {
+		v.add("AZP_MIN_IDLE", fmt.Sprintf("%d is out of bounds: want 0 to AZP_MAX_AGENTS (%d)", c.MinIdle.N, c.MaxAgents.N))
 	}
 	v.parsed("AZP_RESPECT_PARALLEL_JOBS", c.ParallelJobs.problem)
 	for name, bounds := range map[string]struct {

@@ -2,12 +2,14 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
-	batchv1 "k8s.io/api/batch/v1"
-
+	"github.com/azp-scaler/azp-scaler/pkg/agentclass"
 	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/cluster"
@@ -15,42 +17,70 @@ import (
 	"github.com/azp-scaler/azp-scaler/pkg/scaler"
 )
 
-// kube is the cluster as the loop sees it: it knows how a class becomes a Job.
+// kube is the cluster as the loop of one pool sees it: it knows how a class becomes a
+// Job.
 type kube struct {
 	*cluster.Cluster
-	settings agentjob.Settings
-	classes  map[string]class
-	now      func() time.Time
-	// reportClass puts an Event on the CronJob of a class; nil where classes are none.
-	reportClass func(class string, warning bool, reason, message string)
+	settings  agentjob.Settings
+	catalogue *catalogue
+	accounts  *accounts
+	watched   func() bool // Whether the classes are known.
+	now       func() time.Time
 }
 
-// class is a class of agent with the pod that realises it.
-type class struct {
-	agentpool.AgentClass
-	template batchv1.JobTemplateSpec
-}
+func (k kube) offer() offer { return k.catalogue.of(k.settings.Identity.Pool.Name) }
+
+// Synced implements scaler.Cluster.
+func (k kube) Synced() bool { return k.watched() && k.Cluster.Synced() }
+
+// Classes implements scaler.Cluster.
+func (k kube) Classes() scaler.Classes { return k.offer().classes() }
 
 // Create implements scaler.Cluster.
 func (k kube) Create(ctx context.Context, c plan.Creation) (agentpool.AgentJob, error) {
-	of, known := k.classes[c.Class]
+	class, known := k.offer().usable[c.Class]
 	if !known {
 		return agentpool.AgentJob{}, fmt.Errorf("there is no class %q any more", c.Class)
 	}
-	job, err := agentjob.Build(k.settings, of.AgentClass, of.template, c.Request, c.Attempt, c.Failures)
+	settings, err := k.settingsFor(ctx, class)
+	if err != nil {
+		return agentpool.AgentJob{}, err
+	}
+	job, err := agentjob.Build(settings, class.AgentClass, class.Template, c.Request, c.Attempt, c.Failures)
 	if err != nil {
 		return agentpool.AgentJob{}, err
 	}
 	return k.Ensure(ctx, job)
 }
 
-// Classes implements scaler.Cluster.
-func (k kube) Classes() scaler.Classes {
-	var classes scaler.Classes
-	for _, of := range k.classes {
-		classes.Usable = append(classes.Usable, of.AgentClass)
+// settingsFor gives the settings for Jobs of a class: with what its ServiceAccount, if
+// it names one, passes on to the account of each build.
+func (k kube) settingsFor(ctx context.Context, class agentclass.Class) (agentjob.Settings, error) {
+	settings := k.settings
+	if class.ServiceAccount == "" {
+		return settings, nil
 	}
-	return classes
+	extra, err := k.accounts.get(ctx, class.ServiceAccount)
+	if err != nil {
+		return agentjob.Settings{}, err
+	}
+	settings.ServiceAccount = mergeAccounts(settings.ServiceAccount, extra)
+	return settings, nil
+}
+
+// mergeAccounts adds to what every account gets what that of the class has.
+func mergeAccounts(every, class agentjob.ServiceAccountTemplate) agentjob.ServiceAccountTemplate {
+	merged := agentjob.ServiceAccountTemplate{
+		Labels: map[string]string{}, Annotations: map[string]string{},
+		ImagePullSecrets: slices.Concat(every.ImagePullSecrets, class.ImagePullSecrets),
+	}
+	for _, one := range []agentjob.ServiceAccountTemplate{every, class} {
+		maps.Copy(merged.Labels, one.Labels)
+		maps.Copy(merged.Annotations, one.Annotations)
+	}
+	slices.Sort(merged.ImagePullSecrets)
+	merged.ImagePullSecrets = slices.Compact(merged.ImagePullSecrets)
+	return merged
 }
 
 // Complete implements scaler.Cluster.
@@ -84,17 +114,21 @@ func (k kube) Report(job agentpool.AgentJob, warning bool, reason, message strin
 
 // ReportClass implements scaler.Cluster.
 func (k kube) ReportClass(class string, warning bool, reason, message string) {
-	if k.reportClass != nil {
-		k.reportClass(class, warning, reason, message)
-	}
+	k.catalogue.report(class, warning, reason, message)
 }
 
-// Check implements scaler.Cluster.
+// Check implements scaler.Cluster. What is wrong with the installation keeps every
+// class from being served.
 func (k kube) Check(ctx context.Context) map[string]string {
 	blocked := map[string]string{}
-	for name := range k.classes {
+	classes := k.offer().usable
+	if len(classes) == 0 {
+		return blocked
+	}
+	installation := k.installationProblems(ctx)
+	for name, class := range classes {
 		var texts []string
-		for _, problem := range k.problems(ctx, name) {
+		for _, problem := range slices.Concat(installation, k.classProblems(ctx, class)) {
 			if problem.Fatal {
 				texts = append(texts, problem.String())
 			}
@@ -106,19 +140,30 @@ func (k kube) Check(ctx context.Context) map[string]string {
 	return blocked
 }
 
-// problems tells what keeps a class from being served as it should.
-func (k kube) problems(ctx context.Context, name string) []cluster.Problem {
-	of := k.classes[name]
-	// A request that does not exist: no Job is made of it.
-	request := agentpool.JobRequest{ID: 1, PoolID: k.settings.Identity.Pool.ID}
-	sample, err := agentjob.Build(k.settings, of.AgentClass, of.template, request, 0, 0)
-	if err != nil {
-		return []cluster.Problem{{
-			What: err.Error(), Where: "class " + name, Remedy: "correct the class", Fatal: true, Reason: agentpool.ReasonInvalid,
-		}}
-	}
-	installation := k.PreflightInstallation(ctx, cluster.Installation{
+// installationProblems tells what keeps every class from being served as it should.
+func (k kube) installationProblems(ctx context.Context) []cluster.Problem {
+	return k.PreflightInstallation(ctx, cluster.Installation{
 		TokenSecret: k.settings.TokenSecret, TokenKey: k.settings.TokenKey, CAConfigMap: k.settings.CAConfigMap,
 	})
-	return append(installation, k.PreflightClass(ctx, sample)...)
+}
+
+// classProblems tells what keeps one class from it.
+func (k kube) classProblems(ctx context.Context, class agentclass.Class) []cluster.Problem {
+	fatal := func(err error, remedy string, reason agentpool.Reason) []cluster.Problem {
+		return []cluster.Problem{{What: err.Error(), Where: "class " + class.Name, Remedy: remedy, Fatal: true, Reason: reason}}
+	}
+	settings, err := k.settingsFor(ctx, class)
+	if err != nil {
+		reason := agentpool.ReasonUnknown
+		var reasoned agentpool.ReasonedError
+		if errors.As(err, &reasoned) {
+			reason = reasoned.Reason()
+		}
+		return fatal(err, "see to the ServiceAccount that the class names, or take serviceAccountName out of it", reason)
+	}
+	sample, err := sampleJob(settings, class)
+	if err != nil {
+		return fatal(err, "correct the class", agentpool.ReasonInvalid)
+	}
+	return k.PreflightClass(ctx, sample)
 }

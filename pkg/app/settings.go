@@ -1,21 +1,25 @@
 package app
 
 import (
+	"runtime"
 	"time"
 
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/azp-scaler/azp-scaler/pkg/agentclass"
 	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/plan"
 	"github.com/azp-scaler/azp-scaler/pkg/scaler"
 )
 
-// jobSettings is what the Jobs of every class are made with.
-func jobSettings(c Config, pool agentpool.Pool) agentjob.Settings {
+// jobSettings is what the Jobs of every class are made with. name is the pool's as it is
+// configured: the id of the installation comes from it.
+func jobSettings(c Config, name string, pool agentpool.Pool) agentjob.Settings {
 	s := agentjob.DefaultSettings()
 	s.Identity = agentjob.Identity{
-		Instance:  agentjob.InstanceID(c.URL, c.Pool, c.Namespace, c.Release),
+		Instance:  agentjob.InstanceID(c.URL, name, c.Namespace, c.Release),
 		Namespace: c.Namespace, Pool: pool, URL: c.URL,
 	}
 	s.TokenSecret, s.TokenKey = c.AgentTokenSecret, c.AgentTokenKey
@@ -28,6 +32,50 @@ func jobSettings(c Config, pool agentpool.Pool) agentjob.Settings {
 	s.LogFormat = c.LogFormat
 	s.ServiceAccount.ImagePullSecrets = c.AgentPullSecrets
 	return s
+}
+
+// defaultClass is the name of the class made from the environment.
+const defaultClass = "default"
+
+// builtin is the class made from the environment, nil where there is no image for it.
+func builtin(c Config) *agentclass.Class {
+	if c.AgentImage == "" {
+		return nil
+	}
+	class := agentclass.FromTemplate(defaultClass, agentjob.DefaultTemplate(defaultTemplate(c)),
+		c.Capabilities.Pairs, c.RoleBindings.List, c.MinIdle.N, classDefaults(c))
+	return &class
+}
+
+// classDefaults is what holds where a class says nothing.
+func classDefaults(c Config) agentclass.Defaults {
+	return agentclass.Defaults{
+		Architecture: architecture(), AgentRoot: agentjob.DefaultAgentRoot, GracePeriod: c.GracePeriod.Duration,
+	}
+}
+
+// architecture is how an agent calls the processor that the scaler runs on,
+// which is taken for the agents' too.
+func architecture() string {
+	if runtime.GOARCH == "arm64" {
+		return "ARM64"
+	}
+	return "X64"
+}
+
+// sampleJob is a Job as it would be made for a class, of a request that does not exist.
+func sampleJob(settings agentjob.Settings, class agentclass.Class) (*batchv1.Job, error) {
+	request := agentpool.JobRequest{ID: 1, PoolID: settings.Identity.Pool.ID}
+	return agentjob.Build(settings, class.AgentClass, class.Template, request, 0, 0)
+}
+
+// fits says what keeps Jobs of a class from being made, whatever pool they are for.
+func fits(c Config) func(agentclass.Class) error {
+	settings := jobSettings(c, "any", agentpool.Pool{ID: 1, Name: "any"})
+	return func(class agentclass.Class) error {
+		_, err := sampleJob(settings, class)
+		return err
+	}
 }
 
 // defaultTemplate is the pod of the class made from the environment.
@@ -59,24 +107,24 @@ const (
 	pollTimeout   = 3 * time.Minute
 	concurrency   = 8
 	parallelEvery = time.Minute
+	mismatchLimit = time.Minute
 )
 
-func (a *App) loopConfig(pool agentpool.Pool, k kube) scaler.Config {
-	c := a.config
-	config := scaler.Config{
-		Pool: pool,
+func loopConfig(c Config, settings agentjob.Settings) scaler.Config {
+	return scaler.Config{
+		Pool: settings.Identity.Pool,
 		Limits: plan.Limits{
 			PoolAgents: c.MaxAgents.N, CreationsPerCycle: c.MaxCreations.N,
 			IdleLimit: c.IdleLimit.Duration, MaxIdleAge: c.MaxIdleAge.Duration,
 			StartupLimit: c.StartupLimit.Duration, HalfMadeLimit: halfMadeLimit,
-			BackoffMin: c.BackoffMin.Duration, BackoffMax: c.BackoffMax.Duration,
+			MismatchLimit: mismatchLimit,
+			BackoffMin:    c.BackoffMin.Duration, BackoffMax: c.BackoffMax.Duration,
 		},
-		Instance: k.settings.Identity.Instance,
+		Instance: settings.Identity.Instance,
 		PollBusy: c.PollBusy.Duration, PollIdle: c.PollIdle.Duration,
 		AgentsEvery: min(agentsEvery, c.SweepInterval.Duration), SweepEvery: c.SweepInterval.Duration, SweepGrace: c.SweepGrace.Duration,
 		CheckEvery: checkEvery, RecheckEvery: recheckEvery, AssumeLimit: assumeLimit,
 		CallTimeout: callTimeout, PollTimeout: pollTimeout, Concurrency: concurrency,
 		UseParallel: c.ParallelJobs.On, ParallelEvery: parallelEvery,
 	}
-	return config
 }

@@ -1,0 +1,143 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+
+	batchv1 "k8s.io/api/batch/v1"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
+	"github.com/azp-scaler/azp-scaler/pkg/cluster"
+	"github.com/azp-scaler/azp-scaler/pkg/explain"
+	"github.com/azp-scaler/azp-scaler/pkg/plan"
+	"github.com/azp-scaler/azp-scaler/pkg/scaler"
+)
+
+// ErrUnknownRequest says that a request is in the queue of none of the pools.
+var ErrUnknownRequest = errors.New("no such request waits, is assigned or runs")
+
+// look gives the pools with the cluster as it is now, for commands that change nothing.
+func (a *App) look(ctx context.Context) ([]kube, error) {
+	watch, err := cluster.NewClasses(cluster.ClassesConfig{Client: a.kube, Namespace: a.config.Namespace, Logger: a.log})
+	if err != nil {
+		return nil, err
+	}
+	cronJobs, err := watch.LiveCronJobs(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("the classes of agent can't be read: %w", err)
+	}
+	// What is new to this process is no news to anybody.
+	catalogue := a.newCatalogue(func() []*batchv1.CronJob { return cronJobs }, func(*batchv1.CronJob, bool, string, string) {}, slog.New(slog.DiscardHandler))
+	var pools []kube
+	for _, name := range a.config.Pools {
+		pool, err := a.client.PoolByName(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		k, err := a.connect(name, pool, catalogue, func() bool { return true })
+		if err != nil {
+			return nil, err
+		}
+		pools = append(pools, k)
+	}
+	return pools, nil
+}
+
+// plans makes the plan that the next cycle of each pool would make.
+func (a *App) plans(ctx context.Context) ([]explain.Pool, error) {
+	pools, err := a.look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var plans []explain.Pool
+	for _, k := range pools {
+		snapshot, err := scaler.Look(ctx, loopConfig(a.config, k.settings), service{a.client}, k, time.Now)
+		if err != nil {
+			return nil, err
+		}
+		plans = append(plans, explain.Pool{Snapshot: snapshot, Plan: plan.Make(snapshot)})
+	}
+	return plans, nil
+}
+
+// Plan writes what the next cycle would do and why, as a table or, for programs, as
+// JSON. It changes nothing.
+func (a *App) Plan(ctx context.Context, w io.Writer, json bool) error {
+	plans, err := a.plans(ctx)
+	if err != nil {
+		return err
+	}
+	if json {
+		return explain.WriteJSON(w, plans)
+	}
+	return explain.WriteTable(w, plans)
+}
+
+// Explain writes why a request waits, or every queued one if it is 0. It changes
+// nothing. The error is ErrUnknownRequest for a request that is in no queue.
+func (a *App) Explain(ctx context.Context, w io.Writer, request int64) error {
+	plans, err := a.plans(ctx)
+	if err != nil {
+		return err
+	}
+	found, err := explain.WriteRequest(w, plans, request)
+	if err != nil {
+		return err
+	}
+	if !found && request != 0 {
+		return fmt.Errorf("request %d: %w in pool %s: a request that has ended is not in the queue any more",
+			request, ErrUnknownRequest, strings.Join(a.config.Pools, ", "))
+	}
+	return nil
+}
+
+// Cleanup removes the placeholder agents of this installation from its pools and says
+// which. A scaler that still runs would register them again.
+func (a *App) Cleanup(ctx context.Context, w io.Writer) error {
+	for _, name := range a.config.Pools {
+		pool, err := a.client.PoolByName(ctx, name)
+		if err != nil {
+			return err
+		}
+		settings := jobSettings(a.config, name, pool)
+		if err := a.cleanPool(ctx, w, settings.Identity); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *App) cleanPool(ctx context.Context, w io.Writer, of agentjob.Identity) error {
+	at := service{a.client}
+	agents, err := at.Agents(ctx, of.Pool.ID)
+	if err != nil {
+		return err
+	}
+	removed := 0
+	for _, agent := range agents {
+		if !strings.HasPrefix(agent.Name, agentjob.PlaceholderPrefix(of.Instance)) {
+			continue
+		}
+		gone, err := at.WithdrawAgent(ctx, of.Pool.ID, agentpool.AgentRef{ID: agent.ID, Name: agent.Name})
+		switch {
+		case err != nil:
+			return fmt.Errorf("placeholder %s of pool %s can't be removed: %w", agent.Name, of.Pool.Name, err)
+		case !gone:
+			return fmt.Errorf("placeholder %s of pool %s can't be removed: the service says that it has a build, which a placeholder never takes: look at it in the pool's agents", agent.Name, of.Pool.Name)
+		}
+		removed++
+		if _, err := fmt.Fprintf(w, "removed  %s from pool %s\n", agent.Name, of.Pool.Name); err != nil {
+			return err
+		}
+	}
+	if removed == 0 {
+		_, err = fmt.Fprintf(w, "nothing  to remove from pool %s\n", of.Pool.Name)
+	}
+	return err
+}
