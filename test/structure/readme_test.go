@@ -3,14 +3,21 @@ package structure
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	batchv1 "k8s.io/api/batch/v1"
+	"sigs.k8s.io/yaml"
 
+	"github.com/azp-scaler/azp-scaler/pkg/agentclass"
 	"github.com/azp-scaler/azp-scaler/pkg/app"
+	"github.com/azp-scaler/azp-scaler/pkg/plan"
 )
 
 var update = flag.Bool("update", false, "write the tables of README.md anew")
@@ -28,13 +35,50 @@ func TestREADMETables(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	name := filepath.Join(repository(t), "README.md")
+	keepSections(t, "README.md", map[string]string{"configuration": configuration, "metrics": metrics})
+}
+
+// The annotations of a class are documented as they are read.
+func TestREADMEOfClasses(t *testing.T) {
+	var table strings.Builder
+	table.WriteString("| Annotation | Without it | Example | Meaning |\n| --- | --- | --- | --- |\n")
+	for _, a := range agentclass.Annotations() {
+		fmt.Fprintf(&table, "| `%s` | %s | `%s` | %s |\n", a.Name, a.Default, a.Example, a.Meaning)
+	}
+	keepSections(t, filepath.Join("docs", "classes.md"), map[string]string{"annotations": table.String()})
+
+	text, err := os.ReadFile(filepath.Join(repository(t), "docs", "classes.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, reason := range plan.SkipReasons() {
+		if !strings.Contains(string(text), "| `"+string(reason)+"` |") {
+			t.Errorf("docs/classes.md does not say what the reason %s means", reason)
+		}
+	}
+	_, example, _ := strings.Cut(string(text), "```yaml\n")
+	example, _, _ = strings.Cut(example, "```")
+	var cronJob batchv1.CronJob
+	if err := yaml.UnmarshalStrict([]byte(example), &cronJob); err != nil {
+		t.Fatalf("the example of docs/classes.md: %v", err)
+	}
+	cronJob.Namespace = "azp-agents"
+	if class, err := agentclass.Parse(&cronJob, agentclass.Defaults{GracePeriod: time.Hour}); err != nil || class.Claims["JAVA_HOME"] == "" {
+		t.Errorf("the example of docs/classes.md is no class: %v", err)
+	}
+}
+
+// keepSections compares the sections of a file with what they are to be, or writes
+// them.
+func keepSections(t *testing.T, file string, sections map[string]string) {
+	t.Helper()
+	name := filepath.Join(repository(t), file)
 	written, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	made := written
-	for section, content := range map[string]string{"configuration": configuration, "metrics": metrics} {
+	for section, content := range sections {
 		if made, err = replaceSection(made, section, content); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -43,7 +87,7 @@ func TestREADMETables(t *testing.T) {
 		return
 	}
 	if !*update {
-		t.Fatalf("README.md differs from the code, run \"make docs\" (-README +code):\n%s", cmp.Diff(string(written), string(made)))
+		t.Fatalf("%s differs from the code, run \"make docs\" (-file +code):\n%s", file, cmp.Diff(string(written), string(made)))
 	}
 	if err := os.WriteFile(name, made, 0o600); err != nil {
 		t.Fatal(err)
