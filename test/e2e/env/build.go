@@ -67,10 +67,10 @@ func build(ctx context.Context, steps *steps, dir string, options Options) (arte
 }
 
 // loadImage makes the agent's image and gives it to the node.
-func (e *Env) loadImage(ctx context.Context, steps *steps, dir string, built artefacts, options Options) error {
+func (e *Env) loadImage(ctx context.Context, steps *steps, dir string, options Options) error {
 	archive := filepath.Join(e.private, "agent-image.tar")
 	if err := steps.run("building the agent's image", func() error {
-		return buildImage(ctx, archive, filepath.Join(dir, "bin", "agent-entrypoint"), built.agentPackage.Path, e.cluster.Binaries(), options)
+		return buildImage(ctx, archive, filepath.Join(dir, "bin", "agent-entrypoint"), e.built.agentPackage.Path, e.cluster.Binaries(), options)
 	}); err != nil {
 		return err
 	}

@@ -48,26 +48,34 @@ type Options struct {
 	Interpose func(interpose.Write, interpose.Moment) bool
 	// ControllerManagerQPS is that of test/cluster; 0 is what users have.
 	ControllerManagerQPS int
+	// Classes are the classes of agent that are there from the start. Without any
+	// there is the one that the scaler's environment makes.
+	Classes []Class
 }
 
 // Env is a running system. The scaler is prepared, but not started: see
-// StartScaler.
+// Installation.StartScaler.
 type Env struct {
+	*Installation // The first one; Install adds others.
+
 	Service *Service
-	Scaler  *Scaler
+	// Warm is how many agents each installation keeps waiting at most in this run,
+	// for the auditor.
+	Warm int
 	// Admin has every right in the cluster; the scaler has not.
 	Admin           kubernetes.Interface
 	AdminKubeconfig string
 	KubeAuditLog    string // Path.
-	ScalerLog       string // Path.
 	CAFile          string // The service's certificate authority, PEM.
-	ScalerNamespace string
 
-	cluster *cluster.Cluster
-	config  *rest.Config
-	node    *hostnode.Node   // Nil where the node is real.
-	proxy   *interpose.Proxy // Nil without Options.Interpose.
-	private string           // Directory of what must not stay; it goes with the cluster.
+	options       Options
+	built         artefacts
+	installations []*Installation
+	foreign       []*Foreign
+	cluster       *cluster.Cluster
+	config        *rest.Config
+	node          *hostnode.Node // Nil where the node is real.
+	private       string         // Directory of what must not stay; it goes with the cluster.
 }
 
 // The names of log files in Options.Dir.
@@ -90,9 +98,9 @@ func Start(ctx context.Context, options Options) (*Env, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("set the system up: %w", err)
 	}
-	e := &Env{
-		KubeAuditLog: filepath.Join(dir, "audit", kubeLogName), ScalerLog: filepath.Join(dir, scalerLogName), ScalerNamespace: ScalerNamespace,
-	}
+	e := &Env{KubeAuditLog: filepath.Join(dir, "audit", kubeLogName), options: options}
+	e.Installation = e.primary(dir)
+	e.installations = []*Installation{e.Installation}
 	if err := e.start(ctx, options, dir); err != nil {
 		// The caller's context may be what ended; Close has limits of its own.
 		return nil, errors.Join(fmt.Errorf("set the system up: %w", err), e.Close(context.WithoutCancel(ctx)))
@@ -109,14 +117,13 @@ func (e *Env) start(ctx context.Context, options Options, dir string) error {
 	if _, err := cluster.Ensure(ctx, clusterOptions); err != nil {
 		return err
 	}
-	var built artefacts
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
 		e.cluster, err = cluster.Start(groupCtx, clusterOptions)
 		return err
 	})
 	group.Go(func() (err error) {
-		built, err = build(groupCtx, steps, dir, options)
+		e.built, err = build(groupCtx, steps, dir, options)
 		return err
 	})
 	if err := group.Wait(); err != nil {
@@ -125,26 +132,28 @@ func (e *Env) start(ctx context.Context, options Options, dir string) error {
 	if err := e.connect(); err != nil {
 		return err
 	}
-	if err := e.startService(dir, built, options); err != nil {
+	if err := e.startService(dir, options); err != nil {
 		return err
 	}
 	if e.Node() == cluster.Real {
-		if err := e.loadImage(ctx, steps, dir, built, options); err != nil {
+		if err := e.loadImage(ctx, steps, dir, options); err != nil {
 			return err
 		}
 	}
-	if err := steps.run("installing", func() error { return e.install(ctx, built.root) }); err != nil {
+	if err := steps.run("installing", func() error { return e.install(ctx, e.built.root) }); err != nil {
 		return err
+	}
+	for _, class := range options.Classes {
+		if err := e.Apply(ctx, class); err != nil {
+			return err
+		}
 	}
 	if e.Node() == cluster.Simulated {
-		if err := steps.run("starting a node whose containers are processes", func() error { return e.startProcessNode(ctx, dir, built, options) }); err != nil {
+		if err := steps.run("starting a node whose containers are processes", func() error { return e.startProcessNode(ctx, dir, options) }); err != nil {
 			return err
 		}
 	}
-	if err := e.Service.AddPlaceholder(ctx); err != nil {
-		return err
-	}
-	return e.prepareScaler(ctx, built, options)
+	return e.prepareScaler(ctx, options.Scaler, options.Interpose)
 }
 
 func (e *Env) connect() error {
@@ -158,12 +167,15 @@ func (e *Env) connect() error {
 	return nil
 }
 
-func (e *Env) startService(dir string, built artefacts, options Options) error {
+func (e *Env) startService(dir string, options Options) error {
 	service := options.Service
 	service.Seed = options.Seed
-	service.Packages = append(service.Packages, built.agentPackage)
+	service.Packages = append(service.Packages, e.built.agentPackage)
 	var err error
 	if e.Service, err = startService(e.cluster.HostAddress(), filepath.Join(dir, serviceLogName), service); err != nil {
+		return err
+	}
+	if err := e.Service.admit(e.Installation); err != nil {
 		return err
 	}
 	e.CAFile = filepath.Join(e.private, "service-ca.crt")
@@ -171,57 +183,6 @@ func (e *Env) startService(dir string, built artefacts, options Options) error {
 		return fmt.Errorf("the service's certificate authority: %w", err)
 	}
 	return nil
-}
-
-// prepareScaler gives the scaler its settings: those of the documentation, with
-// limits that suit a run of a minute.
-func (e *Env) prepareScaler(ctx context.Context, built artefacts, options Options) error {
-	kubeconfig, err := e.cluster.KubeconfigFor(ctx, ScalerNamespace, ScalerAccount)
-	if err != nil {
-		return err
-	}
-	if options.Interpose != nil {
-		direct := kubeconfig
-		kubeconfig = filepath.Join(e.private, "kubeconfig-interposed")
-		if e.proxy, err = interpose.Start(direct, kubeconfig, options.Interpose); err != nil {
-			return fmt.Errorf("stand between scaler and API server: %w", err)
-		}
-	}
-	tokenFile := filepath.Join(e.private, "pool-token")
-	if err := os.WriteFile(tokenFile, []byte(e.Service.Token), 0o600); err != nil {
-		return fmt.Errorf("the pool's token: %w", err)
-	}
-	source := "image"
-	if options.Download {
-		source = "download"
-	}
-	settings := map[string]string{
-		"AZP_URL": e.Service.URL, "AZP_POOL": Pool, "AZP_TOKEN_FILE": tokenFile, "AZP_CA_FILE": e.CAFile,
-		"KUBECONFIG": kubeconfig, "AZP_NAMESPACE": AgentsNamespace, "AZP_RELEASE": "azp-scaler",
-		"AZP_AGENT_IMAGE": AgentImage, "AZP_AGENT_IMAGE_PULL_POLICY": "Never", "AZP_AGENT_SOURCE": source,
-		"AZP_AGENT_TOKEN_SECRET": tokenSecret, "AZP_AGENT_TOKEN_SECRET_KEY": tokenKey, "AZP_AGENT_CA_CONFIGMAP": caConfigMap,
-		"AZP_AGENT_CPU_REQUEST": "10m", "AZP_AGENT_MEMORY_REQUEST": "32Mi",
-		"AZP_ROLE_BINDINGS": TargetNamespace + " ClusterRole/" + targetRole,
-		"AZP_JOB_TTL":       "2s", "AZP_POLL_BUSY": "1s", "AZP_POLL_IDLE": "2s", "AZP_IDLE_LIMIT": "5s",
-		"AZP_LOG_FORMAT": "json", "AZP_LOG_LEVEL": "debug",
-	}
-	for name, value := range options.Scaler {
-		settings[name] = value
-	}
-	// The log is of this run alone.
-	if err := os.Remove(e.ScalerLog); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("the last run's log: %w", err)
-	}
-	e.Scaler, err = newScaler(built.scaler, e.ScalerLog, settings)
-	return err
-}
-
-// StartScaler starts the scaler and waits until it is ready.
-func (e *Env) StartScaler(ctx context.Context) error {
-	if err := e.Scaler.Start(); err != nil {
-		return err
-	}
-	return e.Scaler.WaitReady(ctx)
 }
 
 // Node is the kind of node that pods run on.
@@ -236,11 +197,11 @@ func (e *Env) ServiceOrigin() string { return strings.TrimSuffix(e.Service.URL, 
 // Close ends everything. Logs stay.
 func (e *Env) Close(ctx context.Context) error {
 	var failures []error
-	if e.Scaler != nil {
-		failures = append(failures, e.Scaler.close())
+	for _, in := range e.installations {
+		failures = append(failures, in.close())
 	}
-	if e.proxy != nil {
-		e.proxy.Close()
+	for _, agent := range e.foreign {
+		failures = append(failures, agent.close())
 	}
 	if e.node != nil {
 		failures = append(failures, e.node.Close(ctx))

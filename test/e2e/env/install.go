@@ -7,7 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
+	"regexp"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,39 +17,69 @@ import (
 // its rights from the delivered manifests, the token and the certificate
 // authority. The rest of the manifests is not applied: the scaler runs as a
 // process beside the cluster, not as a Deployment in it.
-func (e *Env) install(ctx context.Context, root string) error {
+func (in *Installation) install(ctx context.Context, root string) error {
+	e := in.env
 	manifests := filepath.Join(root, "deploy", "kustomize")
-	if err := e.kubectl(ctx, "apply", "-f", filepath.Join(manifests, "namespaces.yaml")); err != nil {
+	if err := in.makeNamespaces(ctx, manifests); err != nil {
 		return err
 	}
-	target := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: TargetNamespace}}
+	target := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: in.TargetNamespace}}
 	if _, err := e.Admin.CoreV1().Namespaces().Create(ctx, target, metav1.CreateOptions{}); err != nil {
-		return fmt.Errorf("namespace %s: %w", TargetNamespace, err)
+		return fmt.Errorf("namespace %s: %w", in.TargetNamespace, err)
 	}
 	for file, namespace := range map[string]string{
-		"base/scaler/serviceaccount.yaml": ScalerNamespace, "base/agents/rbac-agents.yaml": AgentsNamespace, "base/target/rbac-target.yaml": TargetNamespace,
+		"base/scaler/serviceaccount.yaml": in.ScalerNamespace, "base/agents/rbac-agents.yaml": in.AgentsNamespace, "base/target/rbac-target.yaml": in.TargetNamespace,
 	} {
-		if err := e.kubectl(ctx, "apply", "--namespace", namespace, "-f", filepath.Join(manifests, file)); err != nil {
+		if err := in.apply(ctx, filepath.Join(manifests, file), "--namespace", namespace); err != nil {
 			return err
 		}
 	}
-	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: tokenSecret}, StringData: map[string]string{tokenKey: e.Service.Token}}
-	if _, err := e.Admin.CoreV1().Secrets(AgentsNamespace).Create(ctx, secret, metav1.CreateOptions{}); err != nil {
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: tokenSecret}, StringData: map[string]string{tokenKey: in.token}}
+	if _, err := e.Admin.CoreV1().Secrets(in.AgentsNamespace).Create(ctx, secret, metav1.CreateOptions{}); err != nil {
 		return fmt.Errorf("the pool's token: %w", err)
 	}
 	authority := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: caConfigMap}, Data: map[string]string{caKey: string(e.Service.CA)}}
-	if _, err := e.Admin.CoreV1().ConfigMaps(AgentsNamespace).Create(ctx, authority, metav1.CreateOptions{}); err != nil {
+	if _, err := e.Admin.CoreV1().ConfigMaps(in.AgentsNamespace).Create(ctx, authority, metav1.CreateOptions{}); err != nil {
 		return fmt.Errorf("the service's certificate authority: %w", err)
 	}
 	return nil
 }
 
-// kubectl runs the cluster's kubectl as administrator.
-func (e *Env) kubectl(ctx context.Context, arguments ...string) error {
-	command := exec.CommandContext(ctx, e.Kubectl(), arguments...)
-	command.Env = []string{"KUBECONFIG=" + e.AdminKubeconfig, "HOME=" + e.private, "PATH=" + os.Getenv("PATH")}
+// makeNamespaces makes those of scaler and agents: from the manifest for the first
+// installation, and like these for the others.
+func (in *Installation) makeNamespaces(ctx context.Context, manifests string) error {
+	if in.ScalerNamespace == ScalerNamespace {
+		return in.apply(ctx, filepath.Join(manifests, "namespaces.yaml"))
+	}
+	namespaces := in.env.Admin.CoreV1().Namespaces()
+	for like, name := range map[string]string{ScalerNamespace: in.ScalerNamespace, AgentsNamespace: in.AgentsNamespace} {
+		model, err := namespaces.Get(ctx, like, metav1.GetOptions{})
+		if err != nil {
+			return fmt.Errorf("namespace %s: %w", like, err)
+		}
+		made := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: model.Labels}}
+		delete(made.Labels, corev1.LabelMetadataName)
+		if _, err := namespaces.Create(ctx, made, metav1.CreateOptions{}); err != nil {
+			return fmt.Errorf("namespace %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// apply applies a delivered manifest as administrator, with the installation's own
+// namespace of the scaler in it.
+func (in *Installation) apply(ctx context.Context, path string, arguments ...string) error {
+	manifest, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("manifest: %w", err)
+	}
+	reference := regexp.MustCompile(`(?m)^( *namespace: )` + regexp.QuoteMeta(ScalerNamespace) + `\b`)
+	manifest = reference.ReplaceAll(manifest, []byte("${1}"+in.ScalerNamespace))
+	command := exec.CommandContext(ctx, in.env.Kubectl(), append([]string{"apply", "-f", "-"}, arguments...)...)
+	command.Env = []string{"KUBECONFIG=" + in.env.AdminKubeconfig, "HOME=" + in.env.private, "PATH=" + os.Getenv("PATH")}
+	command.Stdin = bytes.NewReader(manifest)
 	if out, err := command.CombinedOutput(); err != nil {
-		return fmt.Errorf("kubectl %s: %w: %s", strings.Join(arguments, " "), err, bytes.TrimSpace(out))
+		return fmt.Errorf("kubectl apply -f %s: %w: %s", path, err, bytes.TrimSpace(out))
 	}
 	return nil
 }

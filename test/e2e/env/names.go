@@ -12,11 +12,13 @@ const (
 )
 
 const (
-	organisation    = "acme"
-	tokenSecret     = "azp-token"
-	tokenKey        = "token"
-	caConfigMap     = "azp-ca"
-	caKey           = "ca.crt"
-	targetRole      = "edit"
-	placeholderName = "azp-placeholder"
+	organisation = "acme"
+	tokenSecret  = "azp-token"
+	tokenKey     = "token"
+	caConfigMap  = "azp-ca"
+	caKey        = "ca.crt"
+	targetRole   = "edit"
+	// placeholderPrefix begins the names of the placeholder agents; what follows is
+	// an instance, a class and a hash.
+	placeholderPrefix = "azp-placeholder-"
 )

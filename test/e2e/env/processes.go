@@ -20,7 +20,7 @@ const processNode = "processes"
 // startProcessNode gives a cluster without a real node one on which the
 // entrypoint and the agent really run, as processes of this machine, and has all
 // pods scheduled there.
-func (e *Env) startProcessNode(ctx context.Context, dir string, built artefacts, options Options) error {
+func (e *Env) startProcessNode(ctx context.Context, dir string, options Options) error {
 	nodes, err := e.Admin.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return fmt.Errorf("list nodes: %w", err)
@@ -34,7 +34,7 @@ func (e *Env) startProcessNode(ctx context.Context, dir string, built artefacts,
 			return fmt.Errorf("cordon node %s: %w", node.Name, err)
 		}
 	}
-	bin := filepath.Dir(built.scaler)
+	bin := filepath.Dir(e.built.scaler)
 	link := filepath.Join(bin, "kubectl")
 	if err := os.Remove(link); err != nil && !os.IsNotExist(err) {
 		return fmt.Errorf("link to kubectl: %w", err)
@@ -56,7 +56,7 @@ func (e *Env) startProcessNode(ctx context.Context, dir string, built artefacts,
 		if err := os.Mkdir(unpacked, 0o755); err != nil {
 			return fmt.Errorf("unpack the agent: %w", err)
 		}
-		if err := fakeagent.Unpack(built.agentPackage.Path, unpacked); err != nil {
+		if err := fakeagent.Unpack(e.built.agentPackage.Path, unpacked); err != nil {
 			return err
 		}
 		node.Image = map[string]string{agentRoot: unpacked}

@@ -67,7 +67,9 @@ func (e *Env) Queue(ctx context.Context, workload []Build) ([]Queued, error) {
 			}
 			continue
 		}
-		id, err := e.Service.Queue(azuredevopstest.Build{PoolID: e.Service.PoolID, Name: queued.Name, Steps: queued.Steps})
+		id, err := e.Service.Queue(azuredevopstest.Build{
+			PoolID: e.Service.PoolID, Name: queued.Name, Steps: queued.Steps, Demands: queued.Demands, Priority: queued.Priority, Variables: queued.Variables,
+		})
 		if err != nil {
 			return out, fmt.Errorf("queue build %s: %w", queued.Name, err)
 		}
@@ -93,8 +95,8 @@ func (e *Env) WaitFinished(ctx context.Context, limit time.Duration) error {
 }
 
 // WaitAtRest waits until nothing is left to do: no unfinished request, no Job
-// and no pod in the agents' namespace, no registration but the placeholder. The
-// error of running out of time tells what is left.
+// and no pod in the agents' namespaces, no registration but the placeholders and
+// the foreign agents. The error of running out of time tells what is left.
 func (e *Env) WaitAtRest(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -124,22 +126,25 @@ func (e *Env) WaitAtRest(ctx context.Context, limit time.Duration) error {
 // remaining lists what a system at rest does not have.
 func (e *Env) remaining(ctx context.Context) ([]string, error) {
 	var remaining []string
-	jobs, err := e.Admin.BatchV1().Jobs(AgentsNamespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("list Jobs: %w", err)
-	}
-	for _, job := range jobs.Items {
-		remaining = append(remaining, "Job "+job.Name)
-	}
-	pods, err := e.Admin.CoreV1().Pods(AgentsNamespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("list pods: %w", err)
-	}
-	for _, pod := range pods.Items {
-		remaining = append(remaining, "pod "+pod.Name)
+	for _, in := range e.installations {
+		jobs, err := e.Admin.BatchV1().Jobs(in.AgentsNamespace).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return nil, fmt.Errorf("list Jobs: %w", err)
+		}
+		for _, job := range jobs.Items {
+			remaining = append(remaining, "Job "+job.Name)
+		}
+		pods, err := e.Admin.CoreV1().Pods(in.AgentsNamespace).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return nil, fmt.Errorf("list pods: %w", err)
+		}
+		for _, pod := range pods.Items {
+			remaining = append(remaining, "pod "+pod.Name)
+		}
 	}
 	for _, agent := range e.Service.Agents(e.Service.PoolID) {
-		if agent.Name != placeholderName {
+		_, placeholder := placeholderName(agent.Name)
+		if !placeholder && !slices.ContainsFunc(e.foreign, func(f *Foreign) bool { return f.Name == agent.Name }) {
 			remaining = append(remaining, "agent "+agent.Name)
 		}
 	}
@@ -173,22 +178,23 @@ func (e *Env) Check(ctx context.Context, queued []Queued) error {
 	return errors.Join(wrong...)
 }
 
-// Audit stops the scaler as an uninstall would, takes the placeholder away and
-// has the auditor judge everything since the start.
+// Audit stops the scalers and has them clean up as an uninstall would, and has the
+// auditor judge everything since the start.
 func (e *Env) Audit(ctx context.Context) (audit.Report, error) {
-	if err := e.Scaler.Stop(ctx); err != nil {
-		return audit.Report{}, err
+	for _, in := range e.installations {
+		if err := in.end(ctx); err != nil {
+			return audit.Report{}, err
+		}
 	}
-	if err := e.Service.RemovePlaceholder(ctx); err != nil {
-		return audit.Report{}, err
-	}
-	return e.Judge(ctx)
+	return e.judge(ctx, true)
 }
 
 // Judge has the auditor judge everything since the start. Call it when the
-// system is at rest: it counts whatever is there, but for the placeholder, which
-// is the installation's.
-func (e *Env) Judge(ctx context.Context) (audit.Report, error) {
+// system is at rest: it counts whatever is there, but for the placeholders, which
+// are the installation's.
+func (e *Env) Judge(ctx context.Context) (audit.Report, error) { return e.judge(ctx, false) }
+
+func (e *Env) judge(ctx context.Context, cleanedUp bool) (audit.Report, error) {
 	in := audit.Input{AgentsListed: true}
 	var err error
 	if in.Objects, err = audit.ListObjects(ctx, e.config); err != nil {
@@ -203,11 +209,30 @@ func (e *Env) Judge(ctx context.Context) (audit.Report, error) {
 	if in.Kube, err = readLog(e.KubeAuditLog, audit.ReadKubeLog); err != nil {
 		return audit.Report{}, fmt.Errorf("audit: %w", err)
 	}
-	return audit.Judge(in, audit.Rules{
-		ScalerUsers:    []string{"system:serviceaccount:" + e.ScalerNamespace + ":" + ScalerAccount},
-		StandingAgents: []string{placeholderName},
-		Outages:        e.Scaler.Outages(),
-	}), nil
+	rules := audit.Rules{Placeholders: placeholderPrefix, CleanedUp: cleanedUp, Warm: e.Warm, Administrators: []string{administrator}}
+	var outages []audit.Interval
+	for _, installation := range e.installations {
+		rules.ScalerUsers = append(rules.ScalerUsers, installation.user())
+		outages = append(outages, installation.Scaler.Outages()...)
+	}
+	rules.Outages = union(outages)
+	return audit.Judge(in, rules), nil
+}
+
+// union makes of stretches of time that overlap ones that do not.
+func union(intervals []audit.Interval) []audit.Interval {
+	slices.SortFunc(intervals, func(a, b audit.Interval) int { return a.From.Compare(b.From) })
+	var out []audit.Interval
+	for _, next := range intervals {
+		if last := len(out) - 1; last >= 0 && !next.From.After(out[last].To) {
+			if next.To.After(out[last].To) {
+				out[last].To = next.To
+			}
+			continue
+		}
+		out = append(out, next)
+	}
+	return out
 }
 
 func readLog[T any](path string, read func(io.Reader) ([]T, error)) ([]T, error) {

@@ -23,6 +23,9 @@ const (
 	readyLimit = 60 * time.Second
 	stopLimit  = 30 * time.Second
 	probeEvery = 100 * time.Millisecond
+	// placeholderLimit is for the agents that stand in the pool for the classes.
+	placeholderLimit = 60 * time.Second
+	commandLimit     = 60 * time.Second
 )
 
 // Scaler is the scaler's process. Its methods may be called from one goroutine
@@ -84,6 +87,23 @@ func (s *Scaler) Start() error {
 	}
 	s.process = started
 	return nil
+}
+
+// Command runs the scaler's program with another command than the loop, and the
+// same environment, and gives what it printed. An exit status other than 0 is an
+// error, an *exec.ExitError.
+func (s *Scaler) Command(ctx context.Context, arguments ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandLimit)
+	defer cancel()
+	command := exec.CommandContext(ctx, s.binary, arguments...)
+	command.Env = s.environ
+	var complaints strings.Builder
+	command.Stderr = &complaints
+	out, err := command.Output()
+	if err != nil {
+		return string(out), fmt.Errorf("scaler %s: %w: %s", strings.Join(arguments, " "), err, tail(complaints.String(), 2000))
+	}
+	return string(out), nil
 }
 
 // WaitReady waits until the scaler says that it is ready.

@@ -1,17 +1,17 @@
 package env
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops/azuredevopstest"
@@ -22,14 +22,17 @@ type Service struct {
 	*azuredevopstest.Server
 	URL      string // Of the organisation, as scaler and pods see it.
 	PoolID   int
-	Token    string // The pool's credential.
+	Token    string // Of an administrator of the pool; each installation has its own.
 	CA       []byte // PEM.
 	AuditLog string // Path.
 
 	log    *os.File
 	client *http.Client
-	holder int64 // Id of the placeholder agent; 0 when there is none.
+	seed   uint64
 }
+
+// administrator is the identity of whoever may change everything in the pool.
+const administrator = "administrator"
 
 // startService starts the fake at an address that pods can reach. The options
 // are those of the caller; sign-in, the audit log and defaults are set here.
@@ -38,10 +41,11 @@ func startService(host, auditPath string, options azuredevopstest.Options) (*Ser
 	if err != nil {
 		return nil, fmt.Errorf("the service's audit log: %w", err)
 	}
-	s := &Service{Token: fmt.Sprintf("pat-%016x-manage", options.Seed^0x9e3779b97f4a7c15), AuditLog: auditPath, log: log}
+	s := &Service{AuditLog: auditPath, log: log, seed: options.Seed}
+	s.Token = s.secret(administrator)
 	options.Organisation = organisation
 	options.AuditLog = log
-	options.Tokens = append(options.Tokens, azuredevopstest.Token{Secret: s.Token, Identity: "azp-scaler", Rights: azuredevopstest.RightsManage})
+	options.Tokens = append(options.Tokens, azuredevopstest.Token{Secret: s.Token, Identity: administrator, Rights: azuredevopstest.RightsManage})
 	if s.Server, err = azuredevopstest.New(options); err != nil {
 		return nil, errors.Join(fmt.Errorf("the fake Azure DevOps: %w", err), log.Close())
 	}
@@ -59,69 +63,61 @@ func startService(host, auditPath string, options azuredevopstest.Options) (*Ser
 	return s, nil
 }
 
-// AddPlaceholder registers an agent that is never online: while no agent is
-// registered that satisfies a request's demands, the service fails the request
-// at once instead of queueing it.
-func (s *Service) AddPlaceholder(ctx context.Context) error {
-	agent := map[string]any{
-		"name": placeholderName, "version": "99.999.9", "osDescription": "placeholder, never online",
-		"maxParallelism": 1, "provisioningState": "Provisioned",
-		"systemCapabilities": map[string]string{"Agent.Name": placeholderName, "Agent.Version": "99.999.9", "Agent.OS": "Linux"},
-	}
-	var made struct {
-		ID int64 `json:"id"`
-	}
-	if err := s.call(ctx, http.MethodPost, fmt.Sprintf("/_apis/distributedtask/pools/%d/agents", s.PoolID), agent, &made); err != nil {
-		return fmt.Errorf("register the placeholder agent: %w", err)
-	}
-	s.holder = made.ID
-	return nil
+// secret makes up the token of an identity.
+func (s *Service) secret(identity string) string {
+	return fmt.Sprintf("pat-%016x-%s", s.seed^0x9e3779b97f4a7c15, identity)
 }
 
-// RemovePlaceholder deletes the placeholder again.
-func (s *Service) RemovePlaceholder(ctx context.Context) error {
-	if s.holder == 0 {
-		return nil
+// placeholderName takes a placeholder's name apart: instance, class and hash.
+func placeholderName(name string) (class string, ok bool) {
+	rest, ok := strings.CutPrefix(name, placeholderPrefix)
+	first, last := strings.Index(rest, "-"), strings.LastIndex(rest, "-")
+	if !ok || first < 0 || first == last {
+		return "", false
 	}
-	if err := s.call(ctx, http.MethodDelete, fmt.Sprintf("/_apis/distributedtask/pools/%d/agents/%d", s.PoolID, s.holder), nil, nil); err != nil {
-		return fmt.Errorf("delete the placeholder agent: %w", err)
-	}
-	s.holder = 0
-	return nil
+	return rest[first+1 : last], true
 }
 
-// call sends one request to the organisation with the pool's credential.
-func (s *Service) call(ctx context.Context, method, path string, body, answer any) error {
-	var payload bytes.Buffer
-	if body != nil {
-		if err := json.NewEncoder(&payload).Encode(body); err != nil {
-			return fmt.Errorf("%s %s: %w", method, path, err)
+// Placeholders are the classes that have a placeholder agent in the pool.
+func (s *Service) Placeholders() []string {
+	var classes []string
+	for _, agent := range s.Agents(s.PoolID) {
+		if class, ok := placeholderName(agent.Name); ok {
+			classes = append(classes, class)
 		}
 	}
-	request, err := http.NewRequestWithContext(ctx, method, s.URL+path+"?api-version=7.1-preview.1", &payload)
+	slices.Sort(classes)
+	return slices.Compact(classes)
+}
+
+// RemoveAgent deletes a registration by hand, as an administrator of the pool.
+func (s *Service) RemoveAgent(ctx context.Context, name string) error {
+	for _, agent := range s.Agents(s.PoolID) {
+		if agent.Name == name {
+			if err := s.call(ctx, http.MethodDelete, fmt.Sprintf("/_apis/distributedtask/pools/%d/agents/%d", s.PoolID, agent.ID)); err != nil {
+				return fmt.Errorf("delete agent %s: %w", name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// call sends one request to the organisation as an administrator.
+func (s *Service) call(ctx context.Context, method, path string) error {
+	request, err := http.NewRequestWithContext(ctx, method, s.URL+path+"?api-version=7.1-preview.1", http.NoBody)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	request.SetBasicAuth("", s.Token)
 	request.Header.Set("Accept", "application/json")
-	request.Header.Set("Content-Type", "application/json")
 	response, err := s.client.Do(request)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	defer func() { _ = response.Body.Close() }()
-	data, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
-	if err != nil {
-		return fmt.Errorf("%s %s: %w", method, path, err)
-	}
 	if response.StatusCode != http.StatusOK && response.StatusCode != http.StatusNoContent {
-		return fmt.Errorf("%s %s answered %s: %.300s", method, path, response.Status, data)
-	}
-	if answer == nil {
-		return nil
-	}
-	if err := json.Unmarshal(bytes.TrimPrefix(data, []byte("\ufeff")), answer); err != nil {
-		return fmt.Errorf("%s %s: the answer is not JSON: %w", method, path, err)
+		data, _ := io.ReadAll(io.LimitReader(response.Body, 300)) // The status says enough.
+		return fmt.Errorf("%s %s answered %s: %s", method, path, response.Status, data)
 	}
 	return nil
 }

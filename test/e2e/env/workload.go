@@ -22,9 +22,12 @@ type Build struct {
 	Name        string
 	Kind        Kind
 	Steps       []string
-	QueueAfter  time.Duration // From the workload's start.
-	CancelAfter time.Duration // From its own queueing; only for KindCancel.
-	Want        string        // The result that the service must report.
+	Demands     []string
+	Priority    int               // The service serves the higher one first.
+	Variables   map[string]string // Of the build; fakeagent.faults among them are the stand-in's.
+	QueueAfter  time.Duration     // From the workload's start.
+	CancelAfter time.Duration     // From its own queueing; only for KindCancel.
+	Want        string            // The result that the service must report.
 }
 
 // DeploymentName is what the deploying build makes in the target namespace.
