@@ -148,7 +148,7 @@ func (s *stage) explained(t *testing.T) {
 	}
 	says(t, "scaler plan -o json", out, `"class-cap"`, fmt.Sprint(waiting.RequestID))
 	says(t, "scaler plan", s.command(t, "plan"), "class-cap", fmt.Sprint(waiting.RequestID), "single")
-	says(t, "scaler explain", s.command(t, "explain", fmt.Sprint(waiting.RequestID)), "class-cap", "single", "heavy", "lacks")
+	says(t, "scaler explain", s.command(t, "explain", fmt.Sprint(waiting.RequestID)), "class-cap", "single", "heavy", "LACKS")
 	says(t, "scaler explain", s.command(t, "explain", fmt.Sprint(running.RequestID)), s.agentOf(t, running))
 	if out, err := s.Scaler.Command(t.Context(), "explain", "987654321"); err == nil || !strings.Contains(err.Error(), "987654321") {
 		t.Errorf("an unknown request is no error that names it: %v\n%s", err, out)

@@ -54,6 +54,29 @@ func TestRunsABuildAndReportsIt(t *testing.T) {
 	}
 }
 
+// The service gives the next job as soon as it has the result of the last one, before
+// that one's worker has ended.
+func TestAnAgentOfOldTakesJobAfterJob(t *testing.T) {
+	t.Parallel()
+	s := newService(t, azuredevopstest.Options{})
+	a := newAgent(t, s).configured()
+	p := a.start("bin/Agent.Listener", "run")
+	p.waitFor("Listening for Jobs")
+	var ids []int64
+	for range 5 {
+		ids = append(ids, s.queue(t, azuredevopstest.Build{Steps: []string{"true"}}))
+	}
+	for _, id := range ids {
+		if status := s.wait(t, id); status.Result != "succeeded" || status.AgentName != "azp-one" {
+			t.Errorf("a build ended as %+v", status)
+		}
+	}
+	p.signal(syscall.SIGINT)
+	if code := p.wait(); code != 0 {
+		t.Errorf("the listener ended with %d", code)
+	}
+}
+
 func TestFailingBuildStillEndsTheAgentWell(t *testing.T) {
 	t.Parallel()
 	s := newService(t, azuredevopstest.Options{})

@@ -212,6 +212,15 @@ func (q *queue) handle(ctx, polling context.Context, message *wire.Message) {
 // handleJob starts the job and tells whether the message is done with. A once-agent
 // that had its job, and one about to be updated, leave it to whoever comes next.
 func (q *queue) handleJob(ctx context.Context, message *wire.Message) bool {
+	if q.job != nil && !q.once {
+		// The service gives the next job as soon as it has the last one's result; an agent
+		// that takes job after job first lets that one's worker end.
+		select {
+		case <-q.job.done:
+			q.job = nil
+		case <-ctx.Done():
+		}
+	}
 	if q.updating != nil || q.ran || q.job != nil {
 		q.l.log.Warn("job left in the queue", "message", message.ID)
 		return false
