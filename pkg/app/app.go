@@ -142,7 +142,7 @@ func (a *App) work(ctx context.Context) error {
 		return err
 	}
 	catalogue := a.newCatalogue(watch.CronJobs, watch.RecordEvent, a.log)
-	a.metrics.Classes.watch(catalogue)
+	a.metrics.Classes.watch(catalogue, pools)
 	var loops []loop
 	for i, pool := range pools {
 		k, err := a.connect(a.config.Pools[i], pool, catalogue, watch.Synced)

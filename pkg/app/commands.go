@@ -24,29 +24,42 @@ var ErrUnknownRequest = errors.New("no such request waits, is assigned or runs")
 
 // look gives the pools with the cluster as it is now, for commands that change nothing.
 func (a *App) look(ctx context.Context) ([]kube, error) {
-	watch, err := cluster.NewClasses(cluster.ClassesConfig{Client: a.kube, Namespace: a.config.Namespace, Logger: a.log})
+	catalogue, err := a.liveCatalogue(ctx)
 	if err != nil {
 		return nil, err
 	}
-	cronJobs, err := watch.LiveCronJobs(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("the classes of agent can't be read: %w", err)
-	}
-	// What is new to this process is no news to anybody.
-	catalogue := a.newCatalogue(func() []*batchv1.CronJob { return cronJobs }, func(*batchv1.CronJob, bool, string, string) {}, slog.New(slog.DiscardHandler))
 	var pools []kube
 	for _, name := range a.config.Pools {
-		pool, err := a.client.PoolByName(ctx, name)
-		if err != nil {
-			return nil, err
-		}
-		k, err := a.connect(name, pool, catalogue, func() bool { return true })
+		k, err := a.lookAt(ctx, name, catalogue)
 		if err != nil {
 			return nil, err
 		}
 		pools = append(pools, k)
 	}
 	return pools, nil
+}
+
+// lookAt gives one pool.
+func (a *App) lookAt(ctx context.Context, name string, catalogue *catalogue) (kube, error) {
+	pool, err := a.client.PoolByName(ctx, name)
+	if err != nil {
+		return kube{}, err
+	}
+	return a.connect(name, pool, catalogue, func() bool { return true })
+}
+
+// liveCatalogue reads the classes once. The catalogue tells nobody of them: what is new
+// to this process is no news. Where they can't be read it is empty.
+func (a *App) liveCatalogue(ctx context.Context) (*catalogue, error) {
+	watch, err := cluster.NewClasses(cluster.ClassesConfig{Client: a.kube, Namespace: a.config.Namespace, Logger: a.log})
+	if err != nil {
+		return nil, err
+	}
+	cronJobs, err := watch.LiveCronJobs(ctx)
+	if err != nil {
+		err = fmt.Errorf("the classes of agent can't be read: %w", err)
+	}
+	return a.newCatalogue(func() []*batchv1.CronJob { return cronJobs }, func(*batchv1.CronJob, bool, string, string) {}, slog.New(slog.DiscardHandler)), err
 }
 
 // plans makes the plan that the next cycle of each pool would make.
@@ -98,46 +111,60 @@ func (a *App) Explain(ctx context.Context, w io.Writer, request int64) error {
 }
 
 // Cleanup removes the placeholder agents of this installation from its pools and says
-// which. A scaler that still runs would register them again.
+// which. What can't be removed does not keep the others from it. A scaler that still
+// runs would register them again.
 func (a *App) Cleanup(ctx context.Context, w io.Writer) error {
+	removed := 0
+	var problems []error
 	for _, name := range a.config.Pools {
 		pool, err := a.client.PoolByName(ctx, name)
 		if err != nil {
-			return err
+			problems = append(problems, err)
+			continue
 		}
-		settings := jobSettings(a.config, name, pool)
-		if err := a.cleanPool(ctx, w, settings.Identity); err != nil {
-			return err
+		n, err := a.cleanPool(ctx, w, jobSettings(a.config, name, pool).Identity)
+		removed += n
+		if err != nil {
+			problems = append(problems, err)
 		}
 	}
-	return nil
+	if removed > 0 {
+		_, err := fmt.Fprintln(w, "note     a scaler that still runs registers them again: stop it before")
+		problems = append(problems, err)
+	}
+	return errors.Join(problems...)
 }
 
-func (a *App) cleanPool(ctx context.Context, w io.Writer, of agentjob.Identity) error {
+// cleanPool gives how many it has removed.
+func (a *App) cleanPool(ctx context.Context, w io.Writer, of agentjob.Identity) (removed int, err error) {
 	at := service{a.client}
 	agents, err := at.Agents(ctx, of.Pool.ID)
 	if err != nil {
-		return err
+		return 0, fmt.Errorf("the agents of pool %s can't be listed: %w", of.Pool.Name, err)
 	}
-	removed := 0
+	found := false
+	var problems []error
 	for _, agent := range agents {
 		if !strings.HasPrefix(agent.Name, agentjob.PlaceholderPrefix(of.Instance)) {
 			continue
 		}
+		found = true
 		gone, err := at.WithdrawAgent(ctx, of.Pool.ID, agentpool.AgentRef{ID: agent.ID, Name: agent.Name})
 		switch {
 		case err != nil:
-			return fmt.Errorf("placeholder %s of pool %s can't be removed: %w", agent.Name, of.Pool.Name, err)
+			problems = append(problems, fmt.Errorf("placeholder %s of pool %s can't be removed: %w", agent.Name, of.Pool.Name, err))
 		case !gone:
-			return fmt.Errorf("placeholder %s of pool %s can't be removed: the service says that it has a build, which a placeholder never takes: look at it in the pool's agents", agent.Name, of.Pool.Name)
-		}
-		removed++
-		if _, err := fmt.Fprintf(w, "removed  %s from pool %s\n", agent.Name, of.Pool.Name); err != nil {
-			return err
+			problems = append(problems, fmt.Errorf("placeholder %s of pool %s can't be removed: the service says that it has a build, which a placeholder never takes: look at it in the pool's agents", agent.Name, of.Pool.Name))
+		default:
+			removed++
+			if _, err := fmt.Fprintf(w, "removed  %s from pool %s\n", agent.Name, of.Pool.Name); err != nil {
+				return removed, err
+			}
 		}
 	}
-	if removed == 0 {
-		_, err = fmt.Fprintf(w, "nothing  to remove from pool %s\n", of.Pool.Name)
+	if !found {
+		_, err := fmt.Fprintf(w, "nothing  to remove from pool %s\n", of.Pool.Name)
+		problems = append(problems, err)
 	}
-	return err
+	return removed, errors.Join(problems...)
 }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
 	"github.com/azp-scaler/azp-scaler/pkg/scaler"
 )
@@ -22,6 +23,8 @@ func NewMetrics(registerer prometheus.Registerer) Metrics {
 	classes := &ClassMetrics{
 		broken: prometheus.NewDesc("azp_scaler_class_broken",
 			"Whether a class of agent can't be used because of how it is written (1 or 0).", []string{"class"}, nil),
+		usable: prometheus.NewDesc("azp_scaler_classes",
+			"Classes of agent that can be used as they are written, the built-in one included.", []string{"pool"}, nil),
 	}
 	registerer.MustRegister(classes)
 	return Metrics{Recorder: newRecorder(registerer), Loop: scaler.NewMetrics(registerer), Classes: classes}
@@ -29,26 +32,42 @@ func NewMetrics(registerer prometheus.Registerer) Metrics {
 
 // ClassMetrics turn the classes of agent that are there into gauges.
 type ClassMetrics struct {
-	broken    *prometheus.Desc
-	catalogue atomic.Pointer[catalogue]
+	broken, usable *prometheus.Desc
+	watched        atomic.Pointer[watched]
 }
 
-func (m *ClassMetrics) watch(c *catalogue) { m.catalogue.Store(c) }
+// watched is where the gauges come from.
+type watched struct {
+	catalogue *catalogue
+	pools     []agentpool.Pool
+}
+
+func (m *ClassMetrics) watch(c *catalogue, pools []agentpool.Pool) {
+	m.watched.Store(&watched{catalogue: c, pools: pools})
+}
 
 // Describe implements prometheus.Collector.
-func (m *ClassMetrics) Describe(descs chan<- *prometheus.Desc) { descs <- m.broken }
+func (m *ClassMetrics) Describe(descs chan<- *prometheus.Desc) {
+	descs <- m.broken
+	descs <- m.usable
+}
 
-// Collect implements prometheus.Collector.
+// Collect implements prometheus.Collector. There is nothing to tell before the pools
+// are known.
 func (m *ClassMetrics) Collect(metrics chan<- prometheus.Metric) {
-	c := m.catalogue.Load()
-	if c == nil {
+	of := m.watched.Load()
+	if of == nil {
 		return
 	}
-	for _, e := range c.all() {
+	for _, e := range of.catalogue.all() {
 		broken := 0.0
 		if e.problem != "" {
 			broken = 1
 		}
 		metrics <- prometheus.MustNewConstMetric(m.broken, prometheus.GaugeValue, broken, e.class.Name)
+	}
+	for _, pool := range of.pools {
+		usable := len(of.catalogue.of(pool.Name).usable)
+		metrics <- prometheus.MustNewConstMetric(m.usable, prometheus.GaugeValue, float64(usable), pool.Name)
 	}
 }

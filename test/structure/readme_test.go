@@ -56,16 +56,33 @@ func TestREADMEOfClasses(t *testing.T) {
 			t.Errorf("docs/classes.md does not say what the reason %s means", reason)
 		}
 	}
-	_, example, _ := strings.Cut(string(text), "```yaml\n")
+	if class := exampleClass(t, string(text)); class.Claims["JAVA_HOME"] == "" {
+		t.Errorf("the example of docs/classes.md claims %v", class.Claims)
+	}
+	readme, err := os.ReadFile(filepath.Join(repository(t), "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if class := exampleClass(t, string(readme)); class.Claims["java"] == "" {
+		t.Errorf("the example of README.md claims %v", class.Claims)
+	}
+}
+
+// exampleClass reads the first example of a page.
+func exampleClass(t *testing.T, page string) agentclass.Class {
+	t.Helper()
+	_, example, _ := strings.Cut(page, "```yaml\n")
 	example, _, _ = strings.Cut(example, "```")
 	var cronJob batchv1.CronJob
 	if err := yaml.UnmarshalStrict([]byte(example), &cronJob); err != nil {
-		t.Fatalf("the example of docs/classes.md: %v", err)
+		t.Fatalf("%v in:\n%s", err, example)
 	}
 	cronJob.Namespace = "azp-agents"
-	if class, err := agentclass.Parse(&cronJob, agentclass.Defaults{GracePeriod: time.Hour}); err != nil || class.Claims["JAVA_HOME"] == "" {
-		t.Errorf("the example of docs/classes.md is no class: %v", err)
+	class, err := agentclass.Parse(&cronJob, agentclass.Defaults{GracePeriod: time.Hour})
+	if err != nil {
+		t.Fatalf("%v in:\n%s", err, example)
 	}
+	return class
 }
 
 // keepSections compares the sections of a file with what they are to be, or writes
