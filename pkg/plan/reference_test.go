@@ -1,0 +1,233 @@
+package plan_test
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
+	"github.com/azp-scaler/azp-scaler/pkg/plan"
+)
+
+// reference is the plan's rules once more, written to be plainly right and not to be
+// fast: every question is answered by looking at everything.
+type reference struct {
+	plan.Snapshot
+	classes  []agentpool.AgentClass // In the order in which they are asked.
+	queued   []agentpool.JobRequest // In the order in which they are served.
+	capacity []agentpool.AgentJob
+	// given tells for each request, then for each unit of warm need, which agent is
+	// counted for it.
+	given map[unit]int
+}
+
+// unit is one agent that is needed: for a request, or the n-th that a class keeps warm.
+type unit struct {
+	request int64
+	class   string
+	n       int
+}
+
+func newReference(s plan.Snapshot) *reference {
+	r := &reference{Snapshot: s, classes: slices.Clone(s.Classes), given: map[unit]int{}}
+	slices.SortFunc(r.classes, func(a, b agentpool.AgentClass) int {
+		return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(len(a.Capabilities), len(b.Capabilities)), cmp.Compare(a.Name, b.Name))
+	})
+	for _, request := range s.Requests {
+		if request.State() == agentpool.RequestQueued {
+			r.queued = append(r.queued, request)
+		}
+	}
+	slices.SortFunc(r.queued, func(a, b agentpool.JobRequest) int {
+		return cmp.Or(cmp.Compare(r.rank(a), r.rank(b)), cmp.Compare(b.Priority, a.Priority), a.QueueTime.Compare(b.QueueTime), cmp.Compare(a.ID, b.ID))
+	})
+	for _, job := range s.Jobs {
+		phase := r.phase(job)
+		if phase == agentpool.PhaseIdle || (phase == agentpool.PhaseStarting && r.overdue(job) == "") {
+			r.capacity = append(r.capacity, job)
+		}
+	}
+	return r
+}
+
+// rank puts requests that may have no Job of their own yet after all others.
+func (r *reference) rank(request agentpool.JobRequest) int {
+	if class, reason := r.classFor(request); reason == "" && r.backingOff(request.ID, class) {
+		return 1
+	}
+	return 0
+}
+
+func (r *reference) phase(job agentpool.AgentJob) agentpool.Phase {
+	reserved := slices.ContainsFunc(r.Requests, func(request agentpool.JobRequest) bool {
+		return request.Reserved.Name == job.Name && request.State() != agentpool.RequestFinished
+	})
+	return plan.PhaseOf(job, reserved, r.Disabled[job.Name])
+}
+
+// overdue is why a starting agent is given up; empty where it is not.
+func (r *reference) overdue(job agentpool.AgentJob) plan.EndReason {
+	switch {
+	case job.Suspended && r.Now.Sub(job.CreatedAt) >= r.Limits.HalfMadeLimit:
+		return plan.EndHalfMade
+	case !job.Started && !job.Scheduled.IsZero() && r.Now.Sub(job.Scheduled) >= r.Limits.StartupLimit:
+		return plan.EndStartupLimit
+	default:
+		return ""
+	}
+}
+
+func satisfies(c agentpool.Capabilities, request agentpool.JobRequest) bool {
+	_, missing := c.Missing(request.Demands)
+	return !missing && len(request.UnknownDemands) == 0
+}
+
+// classFor gives the class that serves a request, or why none does. Of those that were
+// found not to offer what they claim it names the first.
+func (r *reference) classFor(request agentpool.JobRequest) (string, plan.SkipReason) {
+	claimed := ""
+	for _, class := range r.classes {
+		offers, known := r.Offers[plan.ClassVersion{Class: class.Name, Version: class.Version}]
+		if !known {
+			offers = class.Capabilities
+		}
+		if satisfies(offers, request) {
+			return class.Name, ""
+		}
+		if claimed == "" && satisfies(class.Capabilities, request) {
+			claimed = class.Name
+		}
+	}
+	switch {
+	case request.Foreign != (agentpool.AgentRef{}):
+		return "", plan.SkipForeign
+	case claimed != "":
+		return claimed, plan.SkipMismatch
+	default:
+		return "", plan.SkipUnmatched
+	}
+}
+
+// offered is what an agent can be expected to do.
+func (r *reference) offered(job agentpool.AgentJob) agentpool.Capabilities {
+	if c, known := r.Registered[job.Name]; known {
+		return c
+	}
+	if c, known := r.Offers[plan.ClassVersion{Class: job.Class, Version: job.ClassVersion}]; known {
+		return c
+	}
+	if job.Capabilities != nil {
+		return job.Capabilities
+	}
+	for _, class := range r.classes {
+		if class.Name == job.Class && class.Version == job.ClassVersion {
+			return class.Capabilities
+		}
+	}
+	return nil
+}
+
+// fresh says that an agent may be one of those that its class keeps warm.
+func (r *reference) fresh(job agentpool.AgentJob) bool {
+	return slices.ContainsFunc(r.classes, func(c agentpool.AgentClass) bool {
+		return c.Name == job.Class && c.Version == job.ClassVersion
+	}) && (r.Limits.MaxIdleAge <= 0 || r.Now.Sub(job.CreatedAt) < r.Limits.MaxIdleAge)
+}
+
+// backingOff says that failures keep the request from having a Job of the class.
+func (r *reference) backingOff(requestID int64, class string) bool {
+	failures := slices.Clone(r.Failures)
+	var success time.Time // When the last one was made that came up.
+	for _, job := range r.Jobs {
+		if job.Failed() {
+			failures = append(failures, plan.Failure{RequestID: job.RequestID, Class: job.Class, Count: job.Failures + 1, At: job.Ended})
+		} else if job.Class == class && (job.Started || job.RanBuild) && job.CreatedAt.After(success) {
+			success = job.CreatedAt
+		}
+	}
+	var own, last plan.Failure
+	inARow := 0
+	for _, f := range failures {
+		if f.Class != class {
+			continue
+		}
+		since := !success.After(f.At)
+		if f.RequestID == requestID && (requestID != agentpool.WarmRequest || since) &&
+			(f.Count > own.Count || (f.Count == own.Count && f.At.After(own.At))) {
+			own = f
+		}
+		if since {
+			inARow++
+			if f.At.After(last.At) {
+				last = f
+			}
+		}
+	}
+	wait := func(f plan.Failure, count int) bool {
+		return r.Now.Before(f.At.Add(plan.Backoff(count, r.Limits.BackoffMin, r.Limits.BackoffMax)))
+	}
+	return (own.Count > 0 && wait(own, own.Count)) || (inARow >= 3 && wait(last, inARow-2))
+}
+
+// match counts agents for requests, each in its turn, then for what is to be kept warm.
+// Whoever once has an agent keeps one, so those before are never worse off.
+func (r *reference) match() {
+	for _, request := range r.queued {
+		r.augment(unit{request: request.ID}, map[int]bool{})
+	}
+	for _, class := range r.classes {
+		for n := range class.MinIdle {
+			r.augment(unit{class: class.Name, n: n}, map[int]bool{})
+		}
+	}
+}
+
+// augment finds an agent for the unit, if need be by giving another unit's holder a
+// different one.
+func (r *reference) augment(u unit, tried map[int]bool) bool {
+	for i := range r.capacity {
+		if tried[i] || !r.fits(u, r.capacity[i]) {
+			continue
+		}
+		tried[i] = true
+		holder, taken := r.holder(i)
+		if !taken || r.augment(holder, tried) {
+			r.given[u] = i
+			return true
+		}
+	}
+	return false
+}
+
+func (r *reference) holder(agent int) (unit, bool) {
+	for u, i := range r.given {
+		if i == agent {
+			return u, true
+		}
+	}
+	return unit{}, false
+}
+
+func (r *reference) fits(u unit, job agentpool.AgentJob) bool {
+	if u.request == agentpool.WarmRequest {
+		return job.Class == u.class && r.fresh(job)
+	}
+	i := slices.IndexFunc(r.queued, func(request agentpool.JobRequest) bool { return request.ID == u.request })
+	return satisfies(r.offered(job), r.queued[i])
+}
+
+func (r *reference) served(requestID int64) bool {
+	_, ok := r.given[unit{request: requestID}]
+	return ok
+}
+
+// warm is how many agents of the class are kept.
+func (r *reference) warm(class string) int {
+	n := 0
+	for u := range r.given {
+		if u.request == agentpool.WarmRequest && u.class == class {
+			n++
+		}
+	}
+	return n
+}
