@@ -131,7 +131,15 @@ func (r *reference) offered(job agentpool.AgentJob) agentpool.Capabilities {
 func (r *reference) fresh(job agentpool.AgentJob) bool {
 	return slices.ContainsFunc(r.classes, func(c agentpool.AgentClass) bool {
 		return c.Name == job.Class && c.Version == job.ClassVersion
-	}) && (r.Limits.MaxIdleAge <= 0 || r.Now.Sub(job.CreatedAt) < r.Limits.MaxIdleAge)
+	}) && (!job.Ready || r.Limits.MaxIdleAge <= 0 || r.waits(job) < r.Limits.MaxIdleAge)
+}
+
+// waits is how long an agent has been there without a build.
+func (r *reference) waits(job agentpool.AgentJob) time.Duration {
+	if job.Ready {
+		return r.Now.Sub(job.ReadySince)
+	}
+	return r.Now.Sub(job.CreatedAt)
 }
 
 // backingOff says that failures keep the request from having a Job of the class.
@@ -172,14 +180,23 @@ func (r *reference) backingOff(requestID int64, class string) bool {
 // match counts agents for requests, each in its turn, then for what is to be kept warm.
 // Whoever once has an agent keeps one, so those before are never worse off.
 func (r *reference) match() {
+	for _, u := range r.units() {
+		r.augment(u, map[int]bool{})
+	}
+}
+
+// units are all that is needed, requests first.
+func (r *reference) units() []unit {
+	var units []unit
 	for _, request := range r.queued {
-		r.augment(unit{request: request.ID}, map[int]bool{})
+		units = append(units, unit{request: request.ID})
 	}
 	for _, class := range r.classes {
 		for n := range class.MinIdle {
-			r.augment(unit{class: class.Name, n: n}, map[int]bool{})
+			units = append(units, unit{class: class.Name, n: n})
 		}
 	}
+	return units
 }
 
 // augment finds an agent for the unit, if need be by giving another unit's holder a
@@ -230,4 +247,47 @@ func (r *reference) warm(class string) int {
 		}
 	}
 	return n
+}
+
+// spare are the agents that need can do without. Each in its turn, the one that is ready
+// first before the others, is given something to do, if need be by giving another agent
+// something different; whoever once has something to do keeps something.
+func (r *reference) spare() map[string]bool {
+	capacity := slices.Clone(r.capacity)
+	slices.SortFunc(capacity, func(a, b agentpool.AgentJob) int {
+		return cmp.Or(cmp.Compare(readiness(a), readiness(b)), a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.Name, b.Name))
+	})
+	doing, spare := map[unit]agentpool.AgentJob{}, map[string]bool{}
+	for _, job := range capacity {
+		spare[job.Name] = !r.employ(job, doing, map[unit]bool{})
+	}
+	return spare
+}
+
+func (r *reference) employ(job agentpool.AgentJob, doing map[unit]agentpool.AgentJob, tried map[unit]bool) bool {
+	for _, u := range r.units() {
+		if tried[u] || !r.fits(u, job) {
+			continue
+		}
+		tried[u] = true
+		holder, taken := doing[u]
+		if !taken || r.employ(holder, doing, tried) {
+			doing[u] = job
+			return true
+		}
+	}
+	return false
+}
+
+func readiness(job agentpool.AgentJob) int {
+	switch {
+	case job.Ready:
+		return 0
+	case job.Started:
+		return 1
+	case job.PodName != "":
+		return 2
+	default:
+		return 3
+	}
 }
