@@ -1,0 +1,109 @@
+package plan_test
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
+	"github.com/azp-scaler/azp-scaler/pkg/plan"
+)
+
+// apply gives the pool as it is when all that is planned has been done, at once and
+// without a failure.
+func apply(s plan.Snapshot, p plan.Plan) plan.Snapshot {
+	s.Jobs, s.Disabled, s.Attempts = slices.Clone(s.Jobs), maps.Clone(s.Disabled), maps.Clone(s.Attempts)
+	for _, job := range p.Disable {
+		s.Disabled[job.Name] = true
+	}
+	for _, e := range p.End {
+		s.Attempts[e.Job.RequestID] = max(s.Attempts[e.Job.RequestID], e.Job.Attempt)
+		s.Jobs = slices.DeleteFunc(s.Jobs, func(job agentpool.AgentJob) bool { return job.Name == e.Job.Name })
+	}
+	for i := range s.Jobs {
+		for _, job := range p.Complete {
+			if s.Jobs[i].Name == job.Name {
+				s.Jobs[i].Suspended = false
+			}
+		}
+	}
+	for _, c := range p.Create {
+		i := slices.IndexFunc(s.Classes, func(class agentpool.AgentClass) bool { return class.Name == c.Class })
+		name := fmt.Sprintf("azp-test-7-%d-%d", c.Request.ID, c.Attempt)
+		s.Jobs = append(s.Jobs, agentpool.AgentJob{
+			Name: name, UID: "made-" + name, PoolID: 7, RequestID: c.Request.ID, Attempt: c.Attempt, Failures: c.Failures,
+			Class: c.Class, ClassVersion: s.Classes[i].Version, Capabilities: s.Classes[i].Capabilities,
+			CreatedAt: s.Now, QueuedAt: c.Request.QueueTime,
+		})
+	}
+	return s
+}
+
+// TestPlanIsStable says that a plan that is carried out leaves nothing to do, unless it
+// has moved something: what was ended leaves room, the creations of one cycle are bounded,
+// and a request whose own class is held back is counted for a new agent of another. Even
+// then it comes to an end, and never makes more than one agent for each that is needed.
+func TestPlanIsStable(t *testing.T) {
+	check(t, func(t *rapid.T) {
+		s := draw{T: t}.snapshot()
+		s.Limits.ParallelJobs = 0 // What can't be made for want of those is no reason to make room.
+		r := newReference(s)
+		needed, made := len(r.units()), 0
+		for cycle := range 100 {
+			p := plan.Make(s)
+			s = apply(s, p)
+			again := plan.Make(s)
+			made += len(p.Create)
+			if made > needed {
+				t.Fatalf("%d agents are made and %d are needed", made, needed)
+			}
+			if len(again.Complete)+len(again.Disable) > 0 {
+				t.Fatalf("cycle %d: carried out, the plan goes on with %d and disables %d", cycle, len(again.Complete), len(again.Disable))
+			}
+			if len(p.End) == 0 && len(again.End) > 0 && !replaces(again) {
+				t.Fatalf("cycle %d: carried out, the plan ends %v", cycle, ended(again))
+			}
+			if len(again.Create)+len(again.End) == 0 {
+				return
+			}
+			if len(again.Create) > 0 && !mayGoOn(s, p) {
+				t.Fatalf("cycle %d: carried out, the plan makes Jobs for %v; it made %v and skipped %v",
+					cycle, created(again), created(p), skipped(p))
+			}
+		}
+		t.Fatalf("the plan does not come to an end: %v, %v", created(plan.Make(s)), ended(plan.Make(s)))
+	})
+}
+
+// mayGoOn says that Jobs may be made once the plan has been carried out: agents have gone,
+// the cycle's creations were used up, or a request that gets no Job of its own may be
+// counted for a new agent that was meant for somebody else.
+func mayGoOn(s plan.Snapshot, p plan.Plan) bool {
+	warm := slices.Contains(created(p), agentpool.WarmRequest)
+	for _, shown := range p.View.Warm {
+		if shown.Held != "" {
+			return true
+		}
+	}
+	return len(p.End) > 0 || (s.Limits.CreationsPerCycle > 0 && len(p.Create) == s.Limits.CreationsPerCycle) ||
+		slices.ContainsFunc(p.Skipped, func(skip plan.Skip) bool {
+			switch skip.Reason { //nolint:exhaustive // With the other reasons nobody is in front of those who got a Job.
+			case plan.SkipBlocked, plan.SkipClassCap, plan.SkipUnmatched, plan.SkipForeign, plan.SkipMismatch:
+				return true
+			case plan.SkipBackoff:
+				return warm
+			default:
+				return false
+			}
+		})
+}
+
+// replaces says that what is ended only makes way.
+func replaces(p plan.Plan) bool {
+	return !slices.ContainsFunc(p.End, func(e plan.Ending) bool {
+		return e.Reason != plan.EndMakeRoom && e.Reason != plan.EndClassChanged && e.Reason != plan.EndMaxIdleAge
+	})
+}
