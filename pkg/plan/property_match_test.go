@@ -1,6 +1,7 @@
 package plan_test
 
 import (
+	"slices"
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
@@ -35,6 +36,68 @@ func TestPlanServesAsManyAsCanBe(t *testing.T) {
 			t.Fatalf("what becomes of requests (-want +got):\n%s", diff)
 		}
 	})
+}
+
+// TestRareAgentsAreKeptForRareRequests says that no agent is counted for a request while
+// that leaves another waiting who could have had it, if others could do the former's work.
+func TestRareAgentsAreKeptForRareRequests(t *testing.T) {
+	common, rare := class("a-common"), class("rare", "gpu")
+	for name, jobs := range map[string][]agentpool.AgentJob{
+		"rare first":   {job(1, ofClass(rare, idle)), job(2, ofClass(common, starting))},
+		"common first": {job(1, ofClass(common, idle)), job(2, ofClass(rare, starting))},
+	} {
+		// The common request is the more urgent one, and either agent can take it.
+		s := inClasses(snapshot([]agentpool.JobRequest{demanding(1, "Agent.OS"), demanding(2, "gpu")}, jobs...), common, rare)
+		p := plan.Make(s)
+		want := map[int64]plan.SkipReason{1: plan.SkipServed, 2: plan.SkipServed}
+		if diff := gocmp.Diff(want, skipped(p)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+	check(t, func(t *rapid.T) {
+		s := draw{T: t}.snapshot()
+		r := newReference(s)
+		p := plan.Make(s)
+		var counted, left []agentpool.JobRequest
+		for _, request := range r.queued {
+			if reason := skipped(p)[request.ID]; reason == plan.SkipServed || reason == plan.SkipHeld {
+				counted = append(counted, request)
+			} else {
+				left = append(left, request)
+			}
+		}
+		for _, request := range left {
+			if able := r.able(append(slices.Clone(counted), request)); able > len(counted) {
+				t.Fatalf("request %d is left waiting, and agents could serve it beside all others", request.ID)
+			}
+		}
+	})
+}
+
+// able is how many of the requests can have an agent at once.
+func (r *reference) able(requests []agentpool.JobRequest) int {
+	given, n := map[int]agentpool.JobRequest{}, 0
+	var give func(request agentpool.JobRequest, tried map[int]bool) bool
+	give = func(request agentpool.JobRequest, tried map[int]bool) bool {
+		for i, job := range r.capacity {
+			if tried[i] || !satisfies(r.offered(job), request) {
+				continue
+			}
+			tried[i] = true
+			holder, taken := given[i]
+			if !taken || give(holder, tried) {
+				given[i] = request
+				return true
+			}
+		}
+		return false
+	}
+	for _, request := range requests {
+		if give(request, map[int]bool{}) {
+			n++
+		}
+	}
+	return n
 }
 
 // outcome is what becomes of a request: a Job of the class where there is no reason
