@@ -3,6 +3,7 @@ package plan_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"testing"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
@@ -59,13 +60,11 @@ func bigPool(size int, shapes []func(*agentpool.AgentJob)) plan.Snapshot {
 		r := request(int64(i + 1))
 		r.Demands = []agentpool.Demand{{Name: agentpool.AgentVersion, Op: agentpool.AtLeast, Value: "2.182.1"}}
 		tool := random.IntN(10)
-		for _, demand := range []agentpool.Demand{
-			{Name: fmt.Sprintf("tool-%d", tool), Op: agentpool.AtLeast, Value: fmt.Sprint(1 + random.IntN(5))},
+		r.Demands = append(r.Demands, []agentpool.Demand{
+			{Name: fmt.Sprintf("tool-%d", tool), Op: agentpool.AtLeast, Value: strconv.Itoa(1 + random.IntN(5))},
 			{Name: "Agent.OS", Op: agentpool.Equals, Value: "Linux"},
 			{Name: fmt.Sprintf("tool-%d", (tool+1)%10)},
-		}[:random.IntN(4)] {
-			r.Demands = append(r.Demands, demand)
-		}
+		}[:random.IntN(4)]...)
 		s.Requests = append(s.Requests, r)
 		class := s.Classes[random.IntN(len(s.Classes))]
 		j := job(0, ofClass(class, shapes[random.IntN(len(shapes))]))

@@ -2,6 +2,7 @@ package plan_test
 
 import (
 	"fmt"
+	"math/bits"
 	"strconv"
 	"time"
 
@@ -16,9 +17,21 @@ import (
 type draw struct {
 	*rapid.T
 	classes []agentpool.AgentClass
+	calm    bool // No agent is old, and none ends or has ended.
 }
 
-func (d draw) upTo(most int, what string) int { return rapid.IntRange(0, most).Draw(d.T, what) }
+// upTo draws a number from 0 to most, each about as likely as the others. Rapid's own
+// ranges keep to the small ones, so that most pools would have hardly anything in them.
+func (d draw) upTo(most int, what string) int {
+	n, width := 0, bits.Len(uint(most))+1 //nolint:gosec // No range ends below 0.
+	for range width {
+		n <<= 1
+		if rapid.Bool().Draw(d.T, what) {
+			n++
+		}
+	}
+	return n * (most + 1) >> width
+}
 
 // one says yes in one case of n. It shrinks to no.
 func (d draw) one(n int, what string) bool { return d.upTo(n-1, what) == n-1 }
@@ -39,7 +52,7 @@ func (d draw) capabilities(what string) agentpool.Capabilities {
 }
 
 func (d draw) demands() []agentpool.Demand {
-	set := d.upTo(31, "demands")
+	set := d.upTo(31, "demands") & d.upTo(31, "of which")
 	var list []agentpool.Demand
 	for i, name := range []string{"Docker", "GPU", "node"} {
 		if set&(1<<i) != 0 {
@@ -59,10 +72,14 @@ func (d draw) demands() []agentpool.Demand {
 }
 
 func (d draw) age() time.Duration {
-	return rapid.SampledFrom([]time.Duration{
+	oldest := 7
+	if d.calm {
+		oldest = 1
+	}
+	return [...]time.Duration{
 		5 * time.Second, 59 * time.Second, time.Minute, 2 * time.Minute, 9 * time.Minute,
 		10 * time.Minute, time.Hour, 2 * time.Hour,
-	}).Draw(d.T, "age")
+	}[d.upTo(oldest, "age")]
 }
 
 func (d draw) class(i int, warm bool) agentpool.AgentClass {
@@ -99,7 +116,11 @@ func (d draw) job(i int) agentpool.AgentJob {
 }
 
 func (d draw) shape(j *agentpool.AgentJob) {
-	shape := d.upTo(10, "shape")
+	last := 10
+	if d.calm {
+		last = 7
+	}
+	shape := d.upTo(last, "shape")
 	switch shape {
 	case 0:
 		j.Suspended, j.PodName = true, ""
@@ -160,6 +181,7 @@ func (d draw) give(r *agentpool.JobRequest, jobs []agentpool.AgentJob) {
 // snapshot draws a whole pool.
 func (d draw) snapshot() plan.Snapshot {
 	warm := d.one(2, "warm")
+	d.calm = d.one(3, "calm")
 	for i := range 1 + d.upTo(5, "classes") {
 		d.classes = append(d.classes, d.class(i, warm))
 	}
@@ -205,7 +227,7 @@ func (d draw) snapshot() plan.Snapshot {
 			s.Disabled[j.Name] = true
 		}
 	}
-	for range d.upTo(2, "remembered") {
+	for range d.upTo(6, "remembered") {
 		s.Failures = append(s.Failures, plan.Failure{
 			RequestID: int64(d.upTo(12, "failed")), Class: fmt.Sprintf("class-%d", d.upTo(5, "failed in")),
 			Count: 1 + d.upTo(3, "in a row"), At: ago(d.age()),

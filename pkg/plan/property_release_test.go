@@ -190,18 +190,17 @@ func (r *reference) wrongEnd(job agentpool.AgentJob, spare bool, got plan.EndRea
 // withoutThem says that who is served now is served without the ended agents too, and
 // that what a class keeps warm stays, but for what makes room.
 func (r *reference) withoutThem(t *rapid.T, ends map[string]plan.EndReason) {
-	rest := r.Snapshot
-	rest.Jobs, rest.NoDeletions = nil, true
 	room := map[string]int{}
-	for _, job := range r.Jobs {
+	after := newReference(r.Snapshot)
+	after.capacity = nil
+	for _, job := range r.capacity {
 		if ends[job.Name] == "" {
-			rest.Jobs = append(rest.Jobs, job)
+			after.capacity = append(after.capacity, job)
 		}
 		if ends[job.Name] == plan.EndMakeRoom {
 			room[job.Class]++
 		}
 	}
-	after := newReference(rest)
 	after.match()
 	for _, request := range r.queued {
 		if r.served(request.ID) != after.served(request.ID) {

@@ -90,12 +90,12 @@ func mayGoOn(s plan.Snapshot, p plan.Plan) bool {
 	}
 	return len(p.End) > 0 || (s.Limits.CreationsPerCycle > 0 && len(p.Create) == s.Limits.CreationsPerCycle) ||
 		slices.ContainsFunc(p.Skipped, func(skip plan.Skip) bool {
-			switch skip.Reason { //nolint:exhaustive // With the other reasons nobody is in front of those who got a Job.
+			switch skip.Reason {
 			case plan.SkipBlocked, plan.SkipClassCap, plan.SkipUnmatched, plan.SkipForeign, plan.SkipMismatch:
 				return true
 			case plan.SkipBackoff:
 				return warm
-			default:
+			default: // Nobody is in front of those who got a Job.
 				return false
 			}
 		})

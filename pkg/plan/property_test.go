@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"flag"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"testing"
@@ -25,6 +26,11 @@ func check(t *testing.T, property func(*rapid.T)) {
 	if n, err := strconv.Atoi(checks); err != nil || n < 1 {
 		t.Fatalf("PLAN_CHECKS is %q: want a number of cases, from 1", checks)
 	}
+	checkTimes(t, checks, property)
+}
+
+func checkTimes(t *testing.T, checks string, property func(*rapid.T)) {
+	t.Helper()
 	before := flag.Lookup("rapid.checks").Value.String()
 	if err := flag.Set("rapid.checks", checks); err != nil {
 		t.Fatal(err)
@@ -52,11 +58,11 @@ func TestPlanKnowsNoOrder(t *testing.T) {
 		other := shuffled(t, s)
 		requests, jobs := slices.Clone(other.Requests), slices.Clone(other.Jobs)
 		want, got := plan.Make(s), plan.Make(other)
-		if diff := gocmp.Diff(want, got); diff != "" {
-			t.Fatalf("another order, another plan (-first +shuffled):\n%s", diff)
+		if !reflect.DeepEqual(want, got) {
+			t.Fatalf("another order, another plan (-first +shuffled):\n%s", gocmp.Diff(want, got))
 		}
-		if diff := gocmp.Diff(requests, other.Requests) + gocmp.Diff(jobs, other.Jobs); diff != "" {
-			t.Fatalf("the snapshot was changed (-before +after):\n%s", diff)
+		if !reflect.DeepEqual(requests, other.Requests) || !reflect.DeepEqual(jobs, other.Jobs) {
+			t.Fatalf("the snapshot was changed (-before +after):\n%s%s", gocmp.Diff(requests, other.Requests), gocmp.Diff(jobs, other.Jobs))
 		}
 	})
 }
@@ -88,4 +94,43 @@ func TestPlanLeavesNothingOut(t *testing.T) {
 			t.Fatalf("how often requests are in the plan (-want +got):\n%s", diff)
 		}
 	})
+}
+
+// TestDrawnPoolsAreVaried says that the properties are asked of pools in which everything
+// happens: every reason to skip a request and to end an agent, at every phase.
+func TestDrawnPoolsAreVaried(t *testing.T) {
+	seen := map[any]int{}
+	checkTimes(t, "10000", func(t *rapid.T) {
+		p := plan.Make(draw{T: t}.snapshot())
+		for _, skip := range p.Skipped {
+			seen[skip.Reason]++
+		}
+		for _, e := range p.End {
+			seen[e.Reason]++
+		}
+		for _, c := range p.Create {
+			seen["warm "+strconv.FormatBool(c.Request.ID == agentpool.WarmRequest)]++
+		}
+		for _, phases := range p.View.Agents {
+			for phase, n := range phases {
+				seen[phase] += n
+			}
+		}
+	})
+	want := []any{"warm true", "warm false"}
+	for _, reason := range plan.SkipReasons() {
+		want = append(want, reason)
+	}
+	for _, reason := range plan.EndReasons() {
+		want = append(want, reason)
+	}
+	for _, phase := range agentpool.Phases() {
+		want = append(want, phase)
+	}
+	for _, what := range want {
+		if seen[what] == 0 {
+			t.Errorf("%v was never seen", what)
+		}
+	}
+	t.Logf("seen: %v", seen)
 }
