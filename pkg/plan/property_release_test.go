@@ -2,6 +2,7 @@ package plan_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -92,10 +93,16 @@ func TestPlanKeepsAgentsWarm(t *testing.T) {
 // replaced says that an agent makes room only for a request that a cap holds back, and
 // that one which is outdated goes only when another is ready in its place or can be.
 func (r *reference) replaced(t *rapid.T, p plan.Plan, ends map[string]plan.EndReason) {
-	held, makingRoom := 0, 0
+	held, makingRoom, going, onlyPool := 0, 0, len(p.End), true
 	for _, skip := range p.Skipped {
 		if skip.Reason == plan.SkipClassCap || skip.Reason == plan.SkipPoolCap {
 			held++
+			onlyPool = onlyPool && skip.Reason == plan.SkipPoolCap
+		}
+	}
+	for _, job := range r.Jobs {
+		if job.Deleting && !job.Finished() {
+			going++
 		}
 	}
 	there, leaving := map[string]int{}, map[string]bool{}
@@ -111,8 +118,8 @@ func (r *reference) replaced(t *rapid.T, p plan.Plan, ends map[string]plan.EndRe
 			}
 		}
 	}
-	if makingRoom > held {
-		t.Fatalf("%d agents make room for %d requests", makingRoom, held)
+	if makingRoom > held || (onlyPool && makingRoom > max(0, held-(going-makingRoom))) {
+		t.Fatalf("%d agents make room for %d requests, and %d go as it is", makingRoom, held, going-makingRoom)
 	}
 	for class := range leaving {
 		shown := p.View.Warm[class]
@@ -212,4 +219,46 @@ func (r *reference) withoutThem(t *rapid.T, ends map[string]plan.EndReason) {
 			t.Fatalf("%q keeps %d agents of %d, and %d make room: %v", class.Name, after.warm(class.Name), r.warm(class.Name), room[class.Name], ends)
 		}
 	}
+}
+
+// TestOutdatedAgentsAreReplaced says how many agents that are to be replaced stay in a pool
+// where no request waits: as many as fresh ones are not ready yet, but for those that
+// cannot be made as long as these are there.
+func TestOutdatedAgentsAreReplaced(t *testing.T) {
+	check(t, func(t *rapid.T) {
+		s := draw{T: t}.snapshot()
+		s.NoDeletions = false
+		s.Requests = slices.DeleteFunc(s.Requests, func(request agentpool.JobRequest) bool {
+			return request.State() == agentpool.RequestQueued
+		})
+		r := newReference(s)
+		p := plan.Make(s)
+		ends := ended(p)
+		for _, class := range s.Classes {
+			if class.MinIdle == 0 {
+				continue
+			}
+			fresh, outdated, kept := 0, 0, 0
+			for _, job := range r.capacity {
+				switch {
+				case job.Class != class.Name:
+				case !r.fresh(job):
+					outdated++
+					if ends[job.Name] == "" {
+						kept++
+					}
+				case job.Ready:
+					fresh++
+				}
+			}
+			want := class.MinIdle - fresh
+			if shown := p.View.Warm[class.Name]; shown.Held == plan.SkipClassCap || shown.Held == plan.SkipPoolCap {
+				want -= shown.Want - shown.Have
+			}
+			if want = min(outdated, max(0, want)); kept != want {
+				t.Fatalf("%q keeps %d of %d outdated agents beside %d fresh ones, want %d: %+v",
+					class.Name, kept, outdated, fresh, want, p.View.Warm[class.Name])
+			}
+		}
+	})
 }
