@@ -10,13 +10,18 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
 
+	"github.com/azp-scaler/azp-scaler/pkg/agentclass"
+	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/cluster"
 )
@@ -66,6 +71,7 @@ func TestManifestsAreTaken(t *testing.T) {
 	for _, args := range [][]string{
 		{"apply", "-f", filepath.Join(manifests, "namespaces.yaml")},
 		{"apply", "-k", filepath.Join(manifests, "base"), "--dry-run=server", "--validate=strict"},
+		{"apply", "-k", filepath.Join(manifests, "classes"), "--dry-run=server", "--validate=strict"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		defer cancel()
@@ -74,6 +80,96 @@ func TestManifestsAreTaken(t *testing.T) {
 		if err != nil || strings.Contains(strings.ToLower(string(out)), "warning") {
 			t.Errorf("kubectl %v: %v\n%s", args, err, out)
 		}
+	}
+}
+
+// exampleClasses are those that users start from, in a namespace.
+func exampleClasses(t *testing.T, namespace string) []agentclass.Class {
+	t.Helper()
+	files := must(filepath.Glob(filepath.Join("..", "..", "deploy", "kustomize", "classes", "*.yaml")))(t)
+	var classes []agentclass.Class
+	for _, file := range files {
+		if filepath.Base(file) == "kustomization.yaml" {
+			continue
+		}
+		var cronJob batchv1.CronJob
+		if err := yaml.UnmarshalStrict(must(os.ReadFile(file))(t), &cronJob); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		cronJob.Namespace = namespace
+		class, err := agentclass.Parse(&cronJob, agentclass.Defaults{Architecture: "X64", AgentRoot: agentjob.DefaultAgentRoot, GracePeriod: agentjob.DefaultGracePeriod})
+		if err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		if _, marked := cronJob.Labels[agentclass.Label]; !marked {
+			t.Errorf("%s lacks the label %s", file, agentclass.Label)
+		}
+		classes = append(classes, class)
+	}
+	return classes
+}
+
+// TestExampleClassesSayWhatTheyOffer: one for every build, one for those with
+// demands, and neither takes the other's.
+func TestExampleClassesSayWhatTheyOffer(t *testing.T) {
+	t.Parallel()
+	classes := exampleClasses(t, "azp-agents")
+	if len(classes) != 2 || classes[0].Name != "general" || classes[1].Name != "java" {
+		t.Fatalf("classes %+v", classes)
+	}
+	general, java := classes[0], classes[1]
+	for _, c := range []struct {
+		demand string
+		of     agentclass.Class
+		want   bool
+	}{
+		{"Agent.OS -equals Linux", general, true},
+		{"maven", general, false},
+		{"Agent.OS -equals Linux", java, true},
+		{"java", java, true},
+		{"maven", java, true},
+		{"MAVEN_OPTS", java, true},
+		{"Agent.OSArchitecture -equals X64", java, true},
+		{"npm", java, false},
+	} {
+		demand, err := agentpool.ParseDemand(c.demand)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.of.Capabilities.Satisfies(demand); got != c.want {
+			t.Errorf("class %s satisfies %q: %t", c.of.Name, c.demand, got)
+		}
+	}
+	if java.MaxAgents != 20 || java.MinIdle != 1 || java.Priority >= general.Priority || java.GracePeriod != 2*time.Hour {
+		t.Errorf("class java: %+v", java.AgentClass)
+	}
+}
+
+// TestExampleClassesCanBeServed with nothing but the base manifests applied: their
+// Jobs can be made, and their pods keep to the restricted profile.
+func TestExampleClassesCanBeServed(t *testing.T) {
+	t.Parallel()
+	e := setUp(t)
+	for _, class := range exampleClasses(t, e.agents) {
+		for i := range class.RoleBindings {
+			if class.RoleBindings[i].Namespace != "azp-target" {
+				t.Errorf("class %s deploys into %q, not where base does", class.Name, class.RoleBindings[i].Namespace)
+			}
+			class.RoleBindings[i].Namespace = e.target
+		}
+		sample, err := agentjob.Build(e.settings, class.AgentClass, class.Template, agentpool.JobRequest{ID: 1, PoolID: 7}, 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if problems := e.preflight(installation(), sample); len(problems) > 0 {
+			t.Errorf("class %s: %v", class.Name, problems)
+		}
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: sample.Name}, Spec: sample.Spec.Template.Spec}
+		pod.Spec.ServiceAccountName = "default" // The build's own is not made.
+		e.await("a pod of class "+class.Name, func() bool { // The account is made by a controller.
+			_, err = e.admin.CoreV1().Pods(e.agents).Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			return err == nil
+		}, func() any { return err })
 	}
 }
 
