@@ -165,7 +165,7 @@ func TestExampleClassesCanBeServed(t *testing.T) {
 			t.Errorf("class %s: %v", class.Name, problems)
 		}
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: sample.Name}, Spec: sample.Spec.Template.Spec}
-		pod.Spec.ServiceAccountName = "default" // The build's own is not made.
+		pod.Spec.ServiceAccountName = "default"             // The build's own is not made.
 		e.await("a pod of class "+class.Name, func() bool { // The account is made by a controller.
 			_, err = e.admin.CoreV1().Pods(e.agents).Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 			return err == nil
