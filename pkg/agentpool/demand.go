@@ -96,6 +96,17 @@ func (c Capabilities) Satisfies(d Demand) bool {
 	}
 }
 
+// VariesByAgent tells of a capability whether each agent of a class has its own value of
+// it, so that one agent's says nothing about the next.
+func VariesByAgent(name string) bool {
+	switch strings.ToLower(name) {
+	case "agent.name", "agent.computername", "agent.homedirectory":
+		return true
+	default:
+		return false
+	}
+}
+
 // Missing gives the first demand that these capabilities do not meet, and
 // whether there is one.
 func (c Capabilities) Missing(demands []Demand) (Demand, bool) {

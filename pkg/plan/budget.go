@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
@@ -13,12 +14,15 @@ type budget struct {
 	history *history
 	live    int
 	ofClass map[string]int
-	running int // Agents that run a build, or will run one that is queued.
+	running int // Builds that run or will, of those that are queued: on our agents or on others of the pool.
 	created int
+	// roomless counts the requests that a cap of class or pool holds back. A parallel job
+	// is kept for each, or an agent would make room for one that may not run even then.
+	roomless int
 }
 
 func newBudget(s Snapshot, h *history, agents []agent) *budget {
-	b := &budget{s: s, history: h, ofClass: map[string]int{}}
+	b := &budget{s: s, history: h, ofClass: map[string]int{}, running: elsewhere(s)}
 	for _, a := range agents {
 		if a.phase == agentpool.PhaseFinished {
 			continue
@@ -32,10 +36,37 @@ func newBudget(s Snapshot, h *history, agents []agent) *budget {
 	return b
 }
 
+// headroom is how many builds the organisation can run beside those that run already.
+func (b *budget) headroom() int {
+	if b.s.Limits.ParallelJobs <= 0 {
+		return math.MaxInt
+	}
+	return max(0, b.s.Limits.ParallelJobs-b.running)
+}
+
+// elsewhere counts the requests that run, or are about to, on agents of somebody else.
+func elsewhere(s Snapshot) int {
+	ours := make(map[string]bool, len(s.Jobs))
+	for i := range s.Jobs {
+		ours[s.Jobs[i].Name] = true
+	}
+	n := 0
+	for i := range s.Requests {
+		state := s.Requests[i].State()
+		if (state == agentpool.RequestAssigned || state == agentpool.RequestRunning) && !ours[s.Requests[i].Reserved.Name] {
+			n++
+		}
+	}
+	return n
+}
+
 // admit gives a request a Job of the class, or says what holds it back. An agent to
 // keep waiting has no request.
 func (b *budget) admit(request agentpool.JobRequest, class agentpool.AgentClass) (Creation, Skip, bool) {
 	if reason, detail := b.holds(request.ID, class); reason != "" {
+		if request.ID != agentpool.WarmRequest && (reason == SkipClassCap || reason == SkipPoolCap) {
+			b.roomless++
+		}
 		return Creation{}, Skip{Request: request, Class: class.Name, Reason: reason, Detail: detail}, false
 	}
 	b.live++
@@ -60,17 +91,25 @@ func (b *budget) holds(requestID int64, class agentpool.AgentClass) (SkipReason,
 	if until := b.history.notBefore(requestID, class.Name, limits); until.After(b.s.Now) {
 		return SkipBackoff, "after failed agents, not before " + until.UTC().Format(time.RFC3339)
 	}
-	if n := class.MaxAgents; n > 0 && b.ofClass[class.Name] >= n {
-		return SkipClassCap, fmt.Sprintf("class %s may have %d agents", class.Name, n)
-	}
-	if n := limits.PoolAgents; n > 0 && b.live >= n {
-		return SkipPoolCap, fmt.Sprintf("the pool may have %d agents", n)
-	}
 	// The total that was bought, never total minus used: what the service says is
 	// used is out of date, and our own agents are in it. Agents that only wait take
-	// none.
-	if n := limits.ParallelJobs; n > 0 && requestID != agentpool.WarmRequest && b.running >= n {
-		return SkipParallelJobs, fmt.Sprintf("the organisation has %d parallel jobs", n)
+	// none. It comes before the caps that an agent can make room under: it would be
+	// ended for nothing, and made again.
+	parallel := limits.ParallelJobs
+	if parallel > 0 && requestID != agentpool.WarmRequest && b.running >= parallel {
+		return SkipParallelJobs, fmt.Sprintf("the organisation has %d parallel jobs", parallel)
+	}
+	reason, detail := SkipReason(""), ""
+	if n := class.MaxAgents; n > 0 && b.ofClass[class.Name] >= n {
+		reason, detail = SkipClassCap, fmt.Sprintf("class %s may have %d agents", class.Name, n)
+	} else if n := limits.PoolAgents; n > 0 && b.live >= n {
+		reason, detail = SkipPoolCap, fmt.Sprintf("the pool may have %d agents", n)
+	}
+	if reason != "" && parallel > 0 && requestID != agentpool.WarmRequest && b.running+b.roomless >= parallel {
+		return SkipParallelJobs, fmt.Sprintf("the organisation has %d parallel jobs, which those before it take", parallel)
+	}
+	if reason != "" {
+		return reason, detail
 	}
 	if n := limits.CreationsPerCycle; n > 0 && b.created >= n {
 		return SkipPerCycle, fmt.Sprintf("a cycle makes at most %d Jobs", n)

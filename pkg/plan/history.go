@@ -50,6 +50,11 @@ func newHistory(s Snapshot, agents []agent) *history {
 	slices.SortFunc(failures, func(a, b Failure) int {
 		return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.RequestID, b.RequestID), cmp.Compare(a.Class, b.Class), cmp.Compare(a.Count, b.Count))
 	})
+	type event struct {
+		cause
+		count int
+	}
+	counted := map[event]bool{}
 	for _, f := range failures {
 		if f.RequestID == agentpool.WarmRequest && lastSuccess[f.Class].After(f.At) {
 			continue // Made for no request, it can't be followed up to its success but by its class.
@@ -57,10 +62,19 @@ func newHistory(s Snapshot, agents []agent) *history {
 		c := cause{request: f.RequestID, class: f.Class}
 		h.request[c] = later(h.request[c], f)
 		// A class is in trouble only while nothing made since then has started.
-		if !lastSuccess[f.Class].After(f.At) {
-			f.Count = h.class[f.Class].Count + 1
-			h.class[f.Class] = f
+		if lastSuccess[f.Class].After(f.At) {
+			continue
 		}
+		// What is remembered of a Job that was given up, the Job may show as well. Agents
+		// that are to wait may fail several at a time.
+		if e := (event{c, f.Count}); f.RequestID != agentpool.WarmRequest {
+			if counted[e] {
+				continue
+			}
+			counted[e] = true
+		}
+		f.Count = h.class[f.Class].Count + 1
+		h.class[f.Class] = f
 	}
 	return h
 }

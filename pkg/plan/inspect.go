@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
@@ -117,7 +116,7 @@ func mismatches(s Snapshot, classes []agentpool.AgentClass) []Mismatch {
 				claim.Op, claim.Value = agentpool.Equals, value
 				text += "=" + value
 			}
-			if !varies(name) && !offered.Satisfies(claim) {
+			if !agentpool.VariesByAgent(name) && !offered.Satisfies(claim) {
 				lacks = append(lacks, text)
 			}
 		}
@@ -126,14 +125,4 @@ func mismatches(s Snapshot, classes []agentpool.AgentClass) []Mismatch {
 		}
 	}
 	return found
-}
-
-// varies tells of a capability whether each agent of a class has its own value of it.
-func varies(name string) bool {
-	switch strings.ToLower(name) {
-	case "agent.name", "agent.computername", "agent.homedirectory":
-		return true
-	default:
-		return false
-	}
 }

@@ -16,10 +16,8 @@ func Make(s Snapshot) Plan {
 	classes := sortedClasses(s.Classes)
 	history := newHistory(s, agents)
 	n := newNeed(s, classes, history)
-	u := newSupply(s, classes, capacity)
-	b := settle(n, u)
-
-	p.answer(s, n, b, newBudget(s, history, agents))
+	u := newSupply(s, classes, capacity, n.demanded())
+	b := p.answer(s, n, u, newBudget(s, history, agents))
 	p.release(s, classes, agents, u, b)
 	p.Mismatches = mismatches(s, classes)
 	p.inspect(s, n, u, b, agents)
@@ -60,44 +58,53 @@ func (p *Plan) attend(s Snapshot, agents []agent) []*agentpool.AgentJob {
 	return capacity
 }
 
-// answer makes a Job for each request that no capacity is left for, the most urgent
-// first, and then for each agent that is to wait, as far as the caps allow.
-func (p *Plan) answer(s Snapshot, n need, b balance, caps *budget) {
-	for i := range n.requests {
-		if b.served[i] {
-			caps.running++
-		}
-	}
-	p.Skipped = make([]Skip, 0, len(n.requests))
-	for i, request := range n.requests {
+// answer goes through the need, the most urgent first. What capacity can be counted for
+// has it; for the rest a Job is made, as far as the caps allow. It then says which agents
+// the need is counted against.
+func (p *Plan) answer(s Snapshot, n need, u supply, caps *budget) balance {
+	c := newCount(n, u)
+	skips := make([]*Skip, len(n.requests))
+	for _, i := range n.order {
 		group := n.groups[n.group[i]]
 		switch {
-		case b.served[i]:
-			p.Skipped = append(p.Skipped, Skip{Request: *request, Class: group.className(), Reason: SkipServed})
+		case group.warm:
+			p.keepWarm(s, *group.class, c.serve(i), caps)
+		case caps.headroom() > 0 && c.serve(i):
+			caps.running++
+			skips[i] = &Skip{Request: *n.requests[i], Class: group.className(), Reason: SkipServed}
 		case group.class == nil:
-			p.Skipped = append(p.Skipped, group.skip(*request))
+			skips[i] = new(group.skip(*n.requests[i]))
 		default:
-			if creation, skip, ok := caps.admit(*request, *group.class); ok {
+			if creation, skip, ok := caps.admit(*n.requests[i], *group.class); ok {
 				p.Create = append(p.Create, creation)
 			} else {
-				p.Skipped = append(p.Skipped, skip)
+				skips[i] = &skip
 			}
 		}
 	}
-	for i := len(n.requests); i < len(n.group); i++ {
-		class := *n.groups[n.group[i]].class
-		warm := p.View.Warm[class.Name]
-		warm.Want++
-		if b.served[i] {
-			warm.Have++
-		} else if creation, skip, ok := caps.admit(agentpool.JobRequest{ID: agentpool.WarmRequest, PoolID: s.Pool.ID}, class); ok {
-			p.Create = append(p.Create, creation)
-			warm.Have++
-		} else {
-			warm.Held, warm.Detail = skip.Reason, skip.Detail
+	p.Skipped = make([]Skip, 0, len(n.requests))
+	for _, skip := range skips {
+		if skip != nil {
+			p.Skipped = append(p.Skipped, *skip)
 		}
-		p.View.Warm[class.Name] = warm
 	}
+	return c.settle()
+}
+
+// keepWarm sees to one agent that a class is to keep waiting: it has it already, or one is
+// made, or a cap is in the way.
+func (p *Plan) keepWarm(s Snapshot, class agentpool.AgentClass, served bool, caps *budget) {
+	warm := p.View.Warm[class.Name]
+	warm.Want++
+	if served {
+		warm.Have++
+	} else if creation, skip, ok := caps.admit(agentpool.JobRequest{ID: agentpool.WarmRequest, PoolID: s.Pool.ID}, class); ok {
+		p.Create = append(p.Create, creation)
+		warm.Have++
+	} else {
+		warm.Held, warm.Detail = skip.Reason, skip.Detail
+	}
+	p.View.Warm[class.Name] = warm
 }
 
 // order makes the plan independent of the order things were met in.

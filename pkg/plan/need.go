@@ -20,7 +20,6 @@ type needGroup struct {
 	class   *agentpool.AgentClass
 	refusal Skip
 	warm    bool
-	size    int
 }
 
 // need is everything that wants an agent: the queued requests, the most urgent first,
@@ -51,7 +50,6 @@ func newNeed(s Snapshot, classes []agentpool.AgentClass, h *history) need {
 			index[string(key)] = group
 			n.groups = append(n.groups, newNeedGroup(s, classes, *request))
 		}
-		n.groups[group].size++
 		n.group[i] = group
 		if class := n.groups[group].class; class != nil && h.notBefore(request.ID, class.Name, s.Limits).After(s.Now) {
 			held = append(held, i)
@@ -68,9 +66,22 @@ func newNeed(s Snapshot, classes []agentpool.AgentClass, h *history) need {
 			n.order = append(n.order, len(n.group))
 			n.group = append(n.group, len(n.groups))
 		}
-		n.groups = append(n.groups, needGroup{class: &classes[i], warm: true, size: classes[i].MinIdle})
+		n.groups = append(n.groups, needGroup{class: &classes[i], warm: true})
 	}
 	return n
+}
+
+// demanded gives the names of all capabilities that are demanded, each once, as
+// capabilities hold them.
+func (n need) demanded() []string {
+	var names []string
+	for _, group := range n.groups {
+		for _, demand := range group.demands {
+			names = append(names, strings.ToLower(demand.Name))
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // demandKey writes what a request demands so that the same demands, in whatever order,
@@ -144,7 +155,7 @@ func sortedClasses(classes []agentpool.AgentClass) []agentpool.AgentClass {
 func newNeedGroup(s Snapshot, classes []agentpool.AgentClass, request agentpool.JobRequest) needGroup {
 	group := needGroup{demands: request.Demands, unknown: request.UnknownDemands}
 	if len(group.unknown) > 0 {
-		group.refusal = Skip{Reason: SkipUnmatched, Detail: "demand not understood: " + group.unknown[0]}
+		group.refusal = notUnderstood(s, classes, request)
 		return group
 	}
 	for i := range classes {
@@ -155,6 +166,30 @@ func newNeedGroup(s Snapshot, classes []agentpool.AgentClass, request agentpool.
 	}
 	group.refusal = refuse(s, classes, request.Demands)
 	return group
+}
+
+// notUnderstood says of a request with a demand that does not parse which class would come
+// closest.
+func notUnderstood(s Snapshot, classes []agentpool.AgentClass, request agentpool.JobRequest) Skip {
+	skip := Skip{Reason: SkipUnmatched, Detail: "demand not understood: " + strings.Join(request.UnknownDemands, ", ")}
+	skip.Closest, skip.Missing = closest(s, classes, request.Demands)
+	if skip.Closest == "" {
+		return skip
+	}
+	skip.Missing = append(skip.Missing, request.UnknownDemands...)
+	skip.Detail += "; no class can satisfy that; the closest is " + skip.Closest
+	return skip
+}
+
+// closest is the class that lacks least of what is demanded, and what that is.
+func closest(s Snapshot, classes []agentpool.AgentClass, demands []agentpool.Demand) (name string, missing []string) {
+	for _, class := range classes {
+		lacks := lacking(offers(s, class), demands)
+		if name == "" || len(lacks) < len(missing) {
+			name, missing = class.Name, lacks
+		}
+	}
+	return name, missing
 }
 
 // offers is what agents of a class offer: what they were found to have registered
@@ -168,25 +203,20 @@ func offers(s Snapshot, class agentpool.AgentClass) agentpool.Capabilities {
 
 // refuse says why no class serves the demands, and which comes closest.
 func refuse(s Snapshot, classes []agentpool.AgentClass, demands []agentpool.Demand) Skip {
-	skip := Skip{Reason: SkipUnmatched}
 	for _, class := range classes {
-		missing := lacking(offers(s, class), demands)
 		if _, lacks := class.Capabilities.Missing(demands); !lacks {
+			missing := lacking(offers(s, class), demands)
 			return Skip{
 				Class: class.Name, Reason: SkipMismatch, Closest: class.Name, Missing: missing,
 				Detail: fmt.Sprintf("class %s claims %s, but its agents register without: its image has to have it, or the claim has to go",
 					class.Name, strings.Join(missing, ", ")),
 			}
 		}
-		if skip.Closest == "" || len(missing) < len(skip.Missing) {
-			skip.Closest, skip.Missing = class.Name, missing
-		}
 	}
-	switch {
-	case skip.Closest != "":
+	skip := Skip{Reason: SkipUnmatched, Detail: "there is no class of agent"}
+	skip.Closest, skip.Missing = closest(s, classes, demands)
+	if skip.Closest != "" {
 		skip.Detail = fmt.Sprintf("no class satisfies all demands; the closest is %s, which lacks %s", skip.Closest, strings.Join(skip.Missing, ", "))
-	default:
-		skip.Detail = "there is no class of agent"
 	}
 	if broken := slices.Sorted(maps.Keys(s.Broken)); len(broken) > 0 {
 		skip.Detail += "; not usable as they are written: " + strings.Join(broken, ", ")

@@ -18,7 +18,7 @@ func TestPlanServesAsManyAsCanBe(t *testing.T) {
 		s := draw{T: t}.snapshot()
 		r := newReference(s)
 		r.match()
-		want, got := r.outcomes(), map[int64]outcome{}
+		got := map[int64]outcome{}
 		p := plan.Make(s)
 		for _, c := range p.Create {
 			if c.Request.ID != agentpool.WarmRequest {
@@ -32,7 +32,7 @@ func TestPlanServesAsManyAsCanBe(t *testing.T) {
 			}
 			got[skip.Request.ID] = o
 		}
-		if diff := gocmp.Diff(want, got); diff != "" {
+		if diff := gocmp.Diff(r.fate, got); diff != "" {
 			t.Fatalf("what becomes of requests (-want +got):\n%s", diff)
 		}
 	})
@@ -60,18 +60,32 @@ func TestRareAgentsAreKeptForRareRequests(t *testing.T) {
 		p := plan.Make(s)
 		var counted, left []agentpool.JobRequest
 		for _, request := range r.queued {
-			if reason := skipped(p)[request.ID]; reason == plan.SkipServed || reason == plan.SkipHeld {
+			switch skipped(p)[request.ID] { //nolint:exhaustive // All others are left waiting.
+			case plan.SkipServed, plan.SkipHeld:
 				counted = append(counted, request)
-			} else {
+			case plan.SkipParallelJobs: // No agent would help it.
+			default:
 				left = append(left, request)
 			}
 		}
 		for _, request := range left {
-			if able := r.able(append(slices.Clone(counted), request)); able > len(counted) {
+			full := s.Limits.ParallelJobs > 0 && r.working()+len(counted)+forRequests(p) >= s.Limits.ParallelJobs
+			if able := r.able(append(slices.Clone(counted), request)); able > len(counted) && !full {
 				t.Fatalf("request %d is left waiting, and agents could serve it beside all others", request.ID)
 			}
 		}
 	})
+}
+
+// forRequests is how many Jobs are made for a request.
+func forRequests(p plan.Plan) int {
+	n := 0
+	for _, c := range p.Create {
+		if c.Request.ID != agentpool.WarmRequest {
+			n++
+		}
+	}
+	return n
 }
 
 // able is how many of the requests can have an agent at once.
@@ -107,56 +121,76 @@ type outcome struct {
 	Reason plan.SkipReason
 }
 
-// outcomes goes through the requests that no agent is counted for and makes Jobs until
-// a cap is reached.
-func (r *reference) outcomes() map[int64]outcome {
-	unfinished, inClass, busy, served := 0, map[string]int{}, 0, 0
+// match goes through all that is needed, requests first. An agent is counted for each that
+// can have one beside those before it, who are never worse off for it; for the others Jobs
+// are made until a cap is reached.
+func (r *reference) match() {
+	unfinished, inClass, working, made, roomless := 0, map[string]int{}, r.working(), 0, 0
 	for _, job := range r.Jobs {
-		if phase := r.phase(job); phase != agentpool.PhaseFinished {
+		if r.phase(job) != agentpool.PhaseFinished {
 			unfinished++
 			inClass[job.Class]++
-			if phase == agentpool.PhaseBusy {
-				busy++
-			}
 		}
 	}
-	for _, request := range r.queued {
-		if r.served(request.ID) {
-			served++
-		}
-	}
-	made := 0
 	reached := func(n, limit int) bool { return limit > 0 && n >= limit }
-	all := map[int64]outcome{}
-	for _, request := range r.queued {
-		class, reason := r.classFor(request)
+	for _, u := range r.units() {
+		if u.request == agentpool.WarmRequest {
+			r.augment(u, map[int]bool{})
+			continue
+		}
+		class, reason := r.classFor(r.request(u.request))
 		o := outcome{Class: class, Reason: reason}
-		switch {
-		case r.served(request.ID) && reason != "":
-			o = outcome{Reason: plan.SkipServed} // By an agent of an earlier version, say.
-		case r.served(request.ID):
-			o.Reason = plan.SkipServed
+		switch full := reached(working, r.Limits.ParallelJobs); {
+		case !full && r.augment(u, map[int]bool{}):
+			if o.Reason = plan.SkipServed; reason != "" {
+				o.Class = "" // An agent of an earlier version, say, serves it.
+			}
+			working++
 		case reason != "":
 		case r.Blocked[class] != "":
 			o.Reason = plan.SkipBlocked
-		case r.backingOff(request.ID, class):
+		case r.backingOff(u.request, class):
 			o.Reason = plan.SkipBackoff
-		case reached(inClass[class], r.classOf(class).MaxAgents):
-			o.Reason = plan.SkipClassCap
-		case reached(unfinished, r.Limits.PoolAgents):
-			o.Reason = plan.SkipPoolCap
-		case reached(busy+served+made, r.Limits.ParallelJobs):
+		case full:
 			o.Reason = plan.SkipParallelJobs
+		case reached(inClass[class], r.classOf(class).MaxAgents) || reached(unfinished, r.Limits.PoolAgents):
+			switch {
+			case reached(working+roomless, r.Limits.ParallelJobs):
+				o.Reason = plan.SkipParallelJobs
+			case reached(inClass[class], r.classOf(class).MaxAgents):
+				o.Reason = plan.SkipClassCap
+				roomless++
+			default:
+				o.Reason = plan.SkipPoolCap
+				roomless++
+			}
 		case reached(made, r.Limits.CreationsPerCycle):
 			o.Reason = plan.SkipPerCycle
 		default:
 			made++
+			working++
 			unfinished++
 			inClass[class]++
 		}
-		all[request.ID] = o
+		r.fate[u.request] = o
 	}
-	return all
+}
+
+// request gives the queued request of that number.
+func (r *reference) request(id int64) agentpool.JobRequest {
+	return r.queued[slices.IndexFunc(r.queued, func(request agentpool.JobRequest) bool { return request.ID == id })]
+}
+
+// elsewhere counts what runs on agents of somebody else.
+func (r *reference) elsewhere() int {
+	n := 0
+	for _, request := range r.Requests {
+		given := request.State() == agentpool.RequestAssigned || request.State() == agentpool.RequestRunning
+		if given && !slices.ContainsFunc(r.Jobs, func(job agentpool.AgentJob) bool { return job.Name == request.Reserved.Name }) {
+			n++
+		}
+	}
+	return n
 }
 
 func (r *reference) classOf(name string) agentpool.AgentClass {

@@ -19,15 +19,12 @@ func TestPlanKeepsCaps(t *testing.T) {
 		r := newReference(s)
 		r.match()
 		p := plan.Make(s)
-		unfinished, working, inClass, attempts := 0, 0, map[string]int{}, map[int64]int{}
+		unfinished, working, inClass, attempts := 0, r.working(), map[string]int{}, map[int64]int{}
 		for _, job := range s.Jobs {
 			attempts[job.RequestID] = max(attempts[job.RequestID], job.Attempt+1)
-			if phase := r.phase(job); phase != agentpool.PhaseFinished {
+			if r.phase(job) != agentpool.PhaseFinished {
 				unfinished++
 				inClass[job.Class]++
-				if phase == agentpool.PhaseBusy {
-					working++
-				}
 			}
 		}
 		for id, n := range s.Attempts {

@@ -19,6 +19,8 @@ type reference struct {
 	// given tells for each request, then for each unit of warm need, which agent is
 	// counted for it.
 	given map[unit]int
+	// fate is what becomes of each queued request.
+	fate map[int64]outcome
 }
 
 // unit is one agent that is needed: for a request, or the n-th that a class keeps warm.
@@ -29,7 +31,7 @@ type unit struct {
 }
 
 func newReference(s plan.Snapshot) *reference {
-	r := &reference{Snapshot: s, classes: slices.Clone(s.Classes), given: map[unit]int{}}
+	r := &reference{Snapshot: s, classes: slices.Clone(s.Classes), given: map[unit]int{}, fate: map[int64]outcome{}}
 	slices.SortFunc(r.classes, func(a, b agentpool.AgentClass) int {
 		return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(len(a.Capabilities), len(b.Capabilities)), cmp.Compare(a.Name, b.Name))
 	})
@@ -87,11 +89,7 @@ func satisfies(c agentpool.Capabilities, request agentpool.JobRequest) bool {
 func (r *reference) classFor(request agentpool.JobRequest) (string, plan.SkipReason) {
 	claimed := ""
 	for _, class := range r.classes {
-		offers, known := r.Offers[plan.ClassVersion{Class: class.Name, Version: class.Version}]
-		if !known {
-			offers = class.Capabilities
-		}
-		if satisfies(offers, request) {
+		if satisfies(r.offersOf(class.Name), request) {
 			return class.Name, ""
 		}
 		if claimed == "" && satisfies(class.Capabilities, request) {
@@ -106,6 +104,15 @@ func (r *reference) classFor(request agentpool.JobRequest) (string, plan.SkipRea
 	default:
 		return "", plan.SkipUnmatched
 	}
+}
+
+// offersOf is what an agent made from the class now can be expected to do.
+func (r *reference) offersOf(name string) agentpool.Capabilities {
+	class := r.classOf(name)
+	if offers, known := r.Offers[plan.ClassVersion{Class: name, Version: class.Version}]; known {
+		return offers
+	}
+	return class.Capabilities
 }
 
 // offered is what an agent can be expected to do.
@@ -155,6 +162,9 @@ func (r *reference) backingOff(requestID int64, class string) bool {
 	}
 	var own, last plan.Failure
 	inARow := 0
+	// In the order of time: the first of those that are the same failure counts.
+	slices.SortStableFunc(failures, func(a, b plan.Failure) int { return a.At.Compare(b.At) })
+	var seen []plan.Failure
 	for _, f := range failures {
 		if f.Class != class {
 			continue
@@ -164,7 +174,11 @@ func (r *reference) backingOff(requestID int64, class string) bool {
 			(f.Count > own.Count || (f.Count == own.Count && f.At.After(own.At))) {
 			own = f
 		}
-		if since {
+		again := f.RequestID != agentpool.WarmRequest && slices.ContainsFunc(seen, func(other plan.Failure) bool {
+			return other.RequestID == f.RequestID && other.Count == f.Count
+		})
+		if since && !again {
+			seen = append(seen, f)
 			inARow++
 			if f.At.After(last.At) {
 				last = f
@@ -177,12 +191,15 @@ func (r *reference) backingOff(requestID int64, class string) bool {
 	return (own.Count > 0 && wait(own, own.Count)) || (inARow >= 3 && wait(last, inARow-2))
 }
 
-// match counts agents for requests, each in its turn, then for what is to be kept warm.
-// Whoever once has an agent keeps one, so those before are never worse off.
-func (r *reference) match() {
-	for _, u := range r.units() {
-		r.augment(u, map[int]bool{})
+// working counts the builds that run or are about to, on whatever agent.
+func (r *reference) working() int {
+	n := r.elsewhere()
+	for _, job := range r.Jobs {
+		if r.phase(job) == agentpool.PhaseBusy {
+			n++
+		}
 	}
+	return n
 }
 
 // units are all that is needed, requests first.
@@ -229,8 +246,7 @@ func (r *reference) fits(u unit, job agentpool.AgentJob) bool {
 	if u.request == agentpool.WarmRequest {
 		return job.Class == u.class && r.fresh(job)
 	}
-	i := slices.IndexFunc(r.queued, func(request agentpool.JobRequest) bool { return request.ID == u.request })
-	return satisfies(r.offered(job), r.queued[i])
+	return satisfies(r.offered(job), r.request(u.request))
 }
 
 func (r *reference) served(requestID int64) bool {
@@ -251,7 +267,8 @@ func (r *reference) warm(class string) int {
 
 // spare are the agents that need can do without. Each in its turn, the one that is ready
 // first before the others, is given something to do, if need be by giving another agent
-// something different; whoever once has something to do keeps something.
+// something different; whoever once has something to do keeps something. It comes after
+// match, which says what there is to do.
 func (r *reference) spare() map[string]bool {
 	capacity := slices.Clone(r.capacity)
 	slices.SortFunc(capacity, func(a, b agentpool.AgentJob) int {
@@ -266,7 +283,7 @@ func (r *reference) spare() map[string]bool {
 
 func (r *reference) employ(job agentpool.AgentJob, doing map[unit]agentpool.AgentJob, tried map[unit]bool) bool {
 	for _, u := range r.units() {
-		if tried[u] || !r.fits(u, job) {
+		if _, counts := r.given[u]; !counts || tried[u] || !r.fits(u, job) {
 			continue
 		}
 		tried[u] = true

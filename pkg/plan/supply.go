@@ -2,6 +2,7 @@ package plan
 
 import (
 	"cmp"
+	"encoding/binary"
 	"maps"
 	"slices"
 	"time"
@@ -29,7 +30,9 @@ type supply struct {
 	used   []bool
 }
 
-func newSupply(s Snapshot, classes []agentpool.AgentClass, agents []*agentpool.AgentJob) supply {
+// newSupply groups the agents by what they offer of that which is demanded. Of the rest,
+// such as its own name, each has something different.
+func newSupply(s Snapshot, classes []agentpool.AgentClass, agents []*agentpool.AgentJob, demanded []string) supply {
 	slices.SortFunc(agents, compareReadiness)
 	byName := make(map[string]agentpool.AgentClass, len(classes))
 	for _, class := range classes {
@@ -40,7 +43,16 @@ func newSupply(s Snapshot, classes []agentpool.AgentClass, agents []*agentpool.A
 		ClassVersion
 		fresh bool
 	}
-	alike := map[kind][]int{}
+	type alike struct {
+		kind
+		offers string
+	}
+	type recorded struct {
+		offers agentpool.Capabilities
+		group  int
+	}
+	index, known := map[alike]int{}, map[kind][]recorded{}
+	var key []byte
 	for i, agent := range agents {
 		class, current := byName[agent.Class]
 		k := kind{
@@ -48,16 +60,40 @@ func newSupply(s Snapshot, classes []agentpool.AgentClass, agents []*agentpool.A
 			fresh:        current && class.Version == agent.ClassVersion && !aged(s, *agent),
 		}
 		offered := offeredBy(s, class, *agent)
-		found := slices.IndexFunc(alike[k], func(group int) bool { return maps.Equal(u.groups[group].offers, offered) })
-		if found >= 0 {
-			u.group[i] = alike[k][found]
-			continue
+		_, single := s.Registered[agent.Name]
+		if !single {
+			// What is known of a kind, and not of this agent, is the same for most of it.
+			same := slices.IndexFunc(known[k], func(r recorded) bool { return maps.Equal(r.offers, offered) })
+			if same >= 0 {
+				u.group[i] = known[k][same].group
+				continue
+			}
 		}
-		u.group[i] = len(u.groups)
-		alike[k] = append(alike[k], len(u.groups))
-		u.groups = append(u.groups, supplyGroup{class: agent.Class, offers: offered, fresh: k.fresh})
+		key = offerKey(key[:0], offered, demanded)
+		group, met := index[alike{k, string(key)}]
+		if !met {
+			group = len(u.groups)
+			index[alike{k, string(key)}] = group
+			u.groups = append(u.groups, supplyGroup{class: agent.Class, offers: offered, fresh: k.fresh})
+		}
+		u.group[i] = group
+		if !single {
+			known[k] = append(known[k], recorded{offers: offered, group: group})
+		}
 	}
 	return u
+}
+
+// offerKey writes what is offered of that which is demanded.
+func offerKey(key []byte, offered agentpool.Capabilities, demanded []string) []byte {
+	for i, name := range demanded {
+		if value, has := offered[name]; has {
+			key = binary.AppendUvarint(key, uint64(i)) //nolint:gosec // An index is not negative.
+			key = append(key, value...)
+			key = append(key, 0)
+		}
+	}
+	return key
 }
 
 // offeredBy is what one agent offers: what it was found to have registered with; else
@@ -129,40 +165,63 @@ type balance struct {
 	warm   []int  // Of each group of supply, how many serve to be kept waiting.
 }
 
-// settle counts need against supply. It serves as much need as can be served, the most
-// urgent first, from the agents that come first in the order of supply. Both hold at
-// once: what can be served best, and what serves it best, can be chosen on each side
-// alone (the theorem of Mendelsohn and Dulmage).
-func settle(n need, u supply) balance {
-	kinds := kindsOf(n, u)
-	agents := newMatching(kinds.fits, kinds.sizes)
-	counted := make([]int, len(u.groups))
-	for i, group := range u.group {
-		if agents.place(group) {
-			u.used[i] = true
-			counted[group]++
-		}
+// count counts supply for need, unit by unit.
+type count struct {
+	need
+	supply
+	kinds
+	requests *matching
+	balance  balance
+	sizes    []int // How much of each kind of need is served.
+}
+
+func newCount(n need, u supply) *count {
+	c := &count{need: n, supply: u, kinds: kindsOf(n, u)}
+	room := make([]int, len(u.groups))
+	for _, group := range u.group {
+		room[group]++
 	}
-	b := balance{served: make([]bool, len(n.group)), warm: make([]int, len(u.groups))}
-	requests := newMatching(kinds.wants, counted)
-	for _, i := range n.order {
-		b.served[i] = requests.place(kinds.of[n.group[i]])
+	c.requests = newMatching(c.wants, room)
+	c.balance = balance{served: make([]bool, len(n.group)), warm: make([]int, len(u.groups))}
+	c.sizes = make([]int, len(c.wants))
+	return c
+}
+
+// serve counts an agent for a request, or for an agent to keep waiting, if there is one
+// beside those that were counted before. Whoever is served first thus gets an agent rather
+// than those after it, and still as many as possible get one.
+func (c *count) serve(i int) bool {
+	kind := c.of[c.need.group[i]]
+	if !c.requests.place(kind) {
+		return false
 	}
-	for i := range n.groups {
-		if n.groups[i].warm {
-			for g, units := range requests.flow[kinds.of[i]] {
-				b.warm[g] += units
+	c.balance.served[i] = true
+	c.sizes[kind]++
+	return true
+}
+
+// settle chooses the agents that what is served is counted against: those that come first
+// in the order of supply. That takes nobody's agent away: what can be served best, and what
+// serves it best, can be chosen on each side alone (the theorem of Mendelsohn and Dulmage).
+func (c *count) settle() balance {
+	agents := newMatching(c.fits, c.sizes)
+	for i, group := range c.supply.group {
+		c.used[i] = agents.place(group)
+	}
+	for i := range c.need.groups {
+		if c.need.groups[i].warm {
+			for g := range c.supply.groups {
+				c.balance.warm[g] += agents.flow[g][c.of[i]]
 			}
 		}
 	}
-	return b
+	return c.balance
 }
 
 // kinds are the groups of need, put together where the same agents serve them. What is
 // demanded differs in many more ways than agents do.
 type kinds struct {
 	of    []int    // The kind of each group of need.
-	sizes []int    // The need of each kind.
 	wants []bitset // The groups of supply that serve each kind.
 	fits  []bitset // The kinds that each group of supply serves.
 }
@@ -180,16 +239,14 @@ func kindsOf(n need, u supply) kinds {
 		key := served.key(n.groups[i].warm)
 		kind, known := index[key]
 		if !known {
-			kind = len(k.sizes)
+			kind = len(k.wants)
 			index[key] = kind
-			k.sizes = append(k.sizes, 0)
 			k.wants = append(k.wants, served)
 		}
 		k.of[i] = kind
-		k.sizes[kind] += n.groups[i].size
 	}
 	for g := range k.fits {
-		k.fits[g] = newBitset(len(k.sizes))
+		k.fits[g] = newBitset(len(k.wants))
 		for kind, wants := range k.wants {
 			if wants.has(g) {
 				k.fits[g].add(kind)
