@@ -67,7 +67,8 @@ test-e2e: $(GOTESTSUM) need-cc ## Run the tests on the cluster: a real node as r
 
 # What grows with the time it is given. make test runs the same with fewer cases.
 .PHONY: nightly
-nightly: need-cc ## Run the property tests at length (PLAN_CHECKS=100000 LOOP_SEEDS=5000).
+nightly: need-cc ## Run the property tests at length, and see that a plan's time does not grow (PLAN_CHECKS=100000 LOOP_SEEDS=5000).
+	@$(GO) test -run '^$$' -bench Growth -benchtime 3x ./pkg/plan
 	@PLAN_CHECKS=$${PLAN_CHECKS:-100000} LOOP_SEEDS=$${LOOP_SEEDS:-5000} CGO_ENABLED=1 \
 	  $(GO) test -race -count=1 -timeout 6h $(TEST_FLAGS) ./pkg/plan ./pkg/scaler
 

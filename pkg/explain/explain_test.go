@@ -19,7 +19,7 @@ import (
 	"github.com/azp-scaler/azp-scaler/pkg/plan"
 )
 
-var update = flag.Bool("update", false, "write the expected texts anew") //nolint:gochecknoglobals // Flags of a test are.
+var update = flag.Bool("update", false, "write the expected texts anew")
 
 func now() time.Time { return time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC) }
 

@@ -2,28 +2,40 @@ package plan_test
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/plan"
 )
 
-// BenchmarkMake plans for pools of three sizes. The time for one item, a request or a
-// Job, is not to grow with their number. "busy pool" has Jobs in every phase, "rush" has
-// all requests queued and all Jobs starting.
+// poolShape is a kind of pool to plan for.
+type poolShape struct {
+	name   string
+	shapes []func(*agentpool.AgentJob)
+	// known has each agent's own capabilities read from the service.
+	known bool
+}
+
+// poolShapes are one with Jobs in every phase, one in which all requests are queued and
+// all Jobs start, and one in which each agent waits and has been looked at.
+func poolShapes() []poolShape {
+	return []poolShape{
+		{name: "busy pool", shapes: []func(*agentpool.AgentJob){starting, idle, busy, busy, finished, failed}},
+		{name: "rush", shapes: []func(*agentpool.AgentJob){starting}},
+		{name: "known agents", shapes: []func(*agentpool.AgentJob){idle}, known: true},
+	}
+}
+
+// BenchmarkMake plans for pools of three sizes.
 func BenchmarkMake(b *testing.B) {
-	for _, pool := range []struct {
-		name   string
-		shapes []func(*agentpool.AgentJob)
-	}{
-		{"busy pool", []func(*agentpool.AgentJob){starting, idle, busy, busy, finished, failed}},
-		{"rush", []func(*agentpool.AgentJob){starting}},
-	} {
+	for _, shape := range poolShapes() {
 		for _, size := range []int{100, 1000, 10000} {
-			s := bigPool(size, pool.shapes)
-			b.Run(fmt.Sprintf("%s/%d", pool.name, size), func(b *testing.B) {
+			s := bigPool(size, shape)
+			b.Run(fmt.Sprintf("%s/%d", shape.name, size), func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
 					plan.Make(s)
@@ -34,14 +46,50 @@ func BenchmarkMake(b *testing.B) {
 	}
 }
 
+// BenchmarkGrowth plans for small pools and for a large one in turn and compares the time
+// for one item, a request or a Job. It fails where that grows by more than half.
+func BenchmarkGrowth(b *testing.B) {
+	const small, large, most, rounds = 100, 10000, 1.5, 7
+	for _, shape := range poolShapes() {
+		b.Run(shape.name, func(b *testing.B) {
+			few, many := bigPool(small, shape), bigPool(large, shape)
+			// The least of several is what the work takes; the rest is the machine's.
+			least := func(before time.Duration, work func()) time.Duration {
+				begun := time.Now()
+				work()
+				return min(before, time.Since(begun))
+			}
+			onFew, onMany := time.Hour, time.Hour
+			for b.Loop() {
+				for range rounds {
+					onFew = least(onFew, func() {
+						for range large / small {
+							plan.Make(few)
+						}
+					})
+					onMany = least(onMany, func() { plan.Make(many) })
+				}
+			}
+			growth := float64(onMany) / float64(onFew)
+			b.ReportMetric(growth, "growth")
+			b.ReportMetric(float64(onMany.Microseconds())/1000, "ms/plan")
+			b.ReportMetric(0, "ns/op") // Of no meaning here.
+			if growth > most {
+				b.Errorf("an item takes %.2f times as long among %d as among %d, want %.1f at most", growth, large, small, most)
+			}
+		})
+	}
+}
+
 // bigPool has as many Jobs as requests, of 50 classes: ten kinds of tools in five
 // versions, each more capable than the one before.
-func bigPool(size int, shapes []func(*agentpool.AgentJob)) plan.Snapshot {
+func bigPool(size int, shape poolShape) plan.Snapshot {
 	random := rand.New(rand.NewPCG(1, uint64(size)))
 	s := snapshot(nil)
 	s.Classes = nil
 	s.Limits.PoolAgents = 0
 	s.Limits.CreationsPerCycle = 0
+	s.Registered = map[string]agentpool.Capabilities{}
 	for tool := range 10 {
 		for version := range 5 {
 			claims := map[string]string{
@@ -67,11 +115,25 @@ func bigPool(size int, shapes []func(*agentpool.AgentJob)) plan.Snapshot {
 		}[:random.IntN(4)]...)
 		s.Requests = append(s.Requests, r)
 		class := s.Classes[random.IntN(len(s.Classes))]
-		j := job(0, ofClass(class, shapes[random.IntN(len(shapes))]))
+		j := job(0, ofClass(class, shape.shapes[random.IntN(len(shape.shapes))]))
 		j.RequestID = int64(i + 1)
 		j.Name = fmt.Sprintf("azp-test-7-%d-0", i+1)
 		j.UID = j.Name
 		s.Jobs = append(s.Jobs, j)
+		if shape.known {
+			s.Registered[j.Name] = registered(j)
+		}
 	}
 	return s
+}
+
+// registered is what an agent registers with: what its class claims, its own name, and its
+// environment.
+func registered(j agentpool.AgentJob) agentpool.Capabilities {
+	all := maps.Clone(j.Capabilities)
+	all["agent.name"], all["agent.computername"] = j.Name, j.Name+"-pod"
+	for n := range 40 {
+		all[fmt.Sprintf("variable_%d", n)] = "of the environment"
+	}
+	return all
 }

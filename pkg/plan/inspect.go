@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -9,6 +10,10 @@ import (
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 )
 
+// inspections is how many agents one plan asks about: each is a call or two, and the
+// service counts them.
+const inspections = 8
+
 // inspect asks for what agents have really registered with: one of each version of a
 // class, and those that wait beside a request for longer than the mismatch limit though
 // they are thought to serve it. Where that is known and they do serve it, it is the
@@ -16,7 +21,7 @@ import (
 func (p *Plan) inspect(s Snapshot, n need, u supply, b balance, agents []agent) {
 	asked := map[string]bool{}
 	ask := func(job agentpool.AgentJob) {
-		if !asked[job.Name] {
+		if !asked[job.Name] && len(p.Inspect) < inspections {
 			asked[job.Name] = true
 			p.Inspect = append(p.Inspect, job)
 		}
@@ -78,8 +83,11 @@ func (p *Plan) inspectVersions(s Snapshot, agents []agent, ask func(agentpool.Ag
 			newest[version] = a.job
 		}
 	}
-	for _, job := range newest {
-		ask(*job)
+	versions := slices.SortedFunc(maps.Keys(newest), func(a, b ClassVersion) int {
+		return cmp.Or(cmp.Compare(a.Class, b.Class), cmp.Compare(a.Version, b.Version))
+	})
+	for _, version := range versions {
+		ask(*newest[version])
 	}
 }
 

@@ -63,7 +63,7 @@ func (p *Plan) attend(s Snapshot, agents []agent) []*agentpool.AgentJob {
 // the need is counted against.
 func (p *Plan) answer(s Snapshot, n need, u supply, caps *budget) balance {
 	c := newCount(n, u)
-	skips := make([]*Skip, len(n.requests))
+	p.Skipped = make([]Skip, len(n.requests))
 	for _, i := range n.order {
 		group := n.groups[n.group[i]]
 		switch {
@@ -71,23 +71,18 @@ func (p *Plan) answer(s Snapshot, n need, u supply, caps *budget) balance {
 			p.keepWarm(s, *group.class, c.serve(i), caps)
 		case caps.headroom() > 0 && c.serve(i):
 			caps.running++
-			skips[i] = &Skip{Request: *n.requests[i], Class: group.className(), Reason: SkipServed}
+			p.Skipped[i] = Skip{Request: *n.requests[i], Class: group.className(), Reason: SkipServed}
 		case group.class == nil:
-			skips[i] = new(group.skip(*n.requests[i]))
+			p.Skipped[i] = group.skip(*n.requests[i])
 		default:
 			if creation, skip, ok := caps.admit(*n.requests[i], *group.class); ok {
 				p.Create = append(p.Create, creation)
 			} else {
-				skips[i] = &skip
+				p.Skipped[i] = skip
 			}
 		}
 	}
-	p.Skipped = make([]Skip, 0, len(n.requests))
-	for _, skip := range skips {
-		if skip != nil {
-			p.Skipped = append(p.Skipped, *skip)
-		}
-	}
+	p.Skipped = slices.DeleteFunc(p.Skipped, func(skip Skip) bool { return skip.Reason == "" })
 	return c.settle()
 }
 

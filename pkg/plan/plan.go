@@ -71,7 +71,7 @@ type Limits struct {
 	ParallelJobs      int // The organisation's purchase: its total; 0 is unknown.
 	IdleLimit         time.Duration
 	MaxIdleAge        time.Duration // An idle agent older than this is replaced.
-	StartupLimit      time.Duration // From scheduled to registered.
+	StartupLimit      time.Duration // From scheduled to waiting for a build.
 	HalfMadeLimit     time.Duration // For a Job that stays suspended.
 	BackoffMin        time.Duration
 	BackoffMax        time.Duration

@@ -105,22 +105,14 @@ func skipped(p plan.Plan) map[int64]plan.SkipReason {
 	return reasons
 }
 
+func reservedBy(id int64, agent string) agentpool.JobRequest {
+	r := request(id)
+	r.AssignTime, r.Reserved = now(), agentpool.AgentRef{ID: 1, Name: agent}
+	return r
+}
+
 func TestMake(t *testing.T) {
 	const served = plan.SkipServed
-	reservedBy := func(id int64, agent string) agentpool.JobRequest {
-		r := request(id)
-		r.AssignTime, r.Reserved = now(), agentpool.AgentRef{ID: 1, Name: agent}
-		return r
-	}
-	demanding := func(id int64, demand string) agentpool.JobRequest {
-		r := request(id)
-		d, err := agentpool.ParseDemand(demand)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.Demands = append(r.Demands, d)
-		return r
-	}
 	old := func(set func(*agentpool.AgentJob), age time.Duration) func(*agentpool.AgentJob) {
 		return func(j *agentpool.AgentJob) {
 			set(j)
@@ -164,6 +156,7 @@ func TestMake(t *testing.T) {
 		"what starts is surplus before what waits":   {snapshot: snapshot(requests(9), job(1, old(idle, time.Hour)), job(2, old(starting, 5*time.Minute))), skip: map[int64]plan.SkipReason{9: served}, end: map[string]plan.EndReason{agentName(2): plan.EndSurplus}},
 		"an unscheduled agent is not overdue":        {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { j.CreatedAt = ago(time.Hour) })), skip: map[int64]plan.SkipReason{1: served}},
 		"one that never registers is overdue":        {snapshot: snapshot(requests(1), job(1, old(starting, 10*time.Minute))), create: []int64{1}, attempts: []int{1}, end: map[string]plan.EndReason{agentName(1): plan.EndStartupLimit}},
+		"and one that listens and never waits":       {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { old(starting, 10*time.Minute)(j); j.Started = true })), create: []int64{1}, attempts: []int{1}, end: map[string]plan.EndReason{agentName(1): plan.EndStartupLimit}},
 		"a half-made Job is gone on with":            {snapshot: snapshot(requests(1), job(1, suspended)), complete: []string{agentName(1)}, skip: map[int64]plan.SkipReason{1: served}},
 		"a half-made Job gets two minutes":           {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { suspended(j); j.CreatedAt = ago(2 * time.Minute) })), create: []int64{1}, attempts: []int{1}, end: map[string]plan.EndReason{agentName(1): plan.EndHalfMade}},
 		"no deletions when the cache is stale":       {snapshot: snapshot(nil, job(1, old(idle, time.Hour))), change: func(s *plan.Snapshot) { s.NoDeletions = true }},

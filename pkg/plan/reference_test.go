@@ -72,7 +72,7 @@ func (r *reference) overdue(job agentpool.AgentJob) plan.EndReason {
 	switch {
 	case job.Suspended && r.Now.Sub(job.CreatedAt) >= r.Limits.HalfMadeLimit:
 		return plan.EndHalfMade
-	case !job.Started && !job.Scheduled.IsZero() && r.Now.Sub(job.Scheduled) >= r.Limits.StartupLimit:
+	case !job.Ready && !job.Scheduled.IsZero() && r.Now.Sub(job.Scheduled) >= r.Limits.StartupLimit:
 		return plan.EndStartupLimit
 	default:
 		return ""

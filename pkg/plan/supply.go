@@ -151,7 +151,7 @@ func overdue(s Snapshot, job agentpool.AgentJob) (EndReason, bool) {
 	switch {
 	case job.Suspended && s.Limits.HalfMadeLimit > 0 && s.Now.Sub(job.CreatedAt) >= s.Limits.HalfMadeLimit:
 		return EndHalfMade, true
-	case !job.Started && !job.Scheduled.IsZero() && s.Limits.StartupLimit > 0 &&
+	case !job.Ready && !job.Scheduled.IsZero() && s.Limits.StartupLimit > 0 &&
 		s.Now.Sub(job.Scheduled) >= s.Limits.StartupLimit:
 		return EndStartupLimit, true
 	default:

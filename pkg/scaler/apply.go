@@ -80,6 +80,8 @@ func (s *Scaler) end(ctx context.Context, ending plan.Ending) {
 		return
 	}
 	if !deleted {
+		// Whatever comes of this call, it may have disabled the agent.
+		s.memory.giveUp(job.Name)
 		gone, err := s.service.WithdrawAgent(ctx, job.PoolID, agentpool.AgentRef{Name: job.Name})
 		if err != nil {
 			log.Warn("an agent can't be withdrawn, trying again", "error", err)

@@ -165,6 +165,7 @@ func (s *Scaler) readAgents(ctx context.Context, jobs []agentpool.AgentJob, clas
 		return
 	}
 	s.memory.learn(agents, s.config.ours)
+	s.memory.miss(jobs, agents, s.config.SweepGrace, s.now())
 	s.sweepRegistrations(ctx, agents, jobs)
 	s.keepPlaceholders(ctx, agents, wanted, classes)
 }
@@ -195,12 +196,14 @@ func (s *Scaler) readParallelJobs(ctx context.Context) {
 	call, cancel := context.WithTimeout(ctx, s.config.CallTimeout)
 	defer cancel()
 	total, known, err := s.service.ParallelJobs(call)
-	if err != nil || !known {
+	switch {
+	case err != nil: // What was bought is still so when the service can't be asked.
+	case !known:
 		// Unknown is no cap: the service holds requests back by itself.
 		s.parallel = 0
-		return
+	default:
+		s.parallel = total
 	}
-	s.parallel = total
 }
 
 // check asks now and then whether the classes have what they need.

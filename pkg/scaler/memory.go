@@ -18,8 +18,13 @@ type memory struct {
 	assumed map[string]assumption
 	// ending holds Jobs that were deleted and may still be seen, by UID.
 	ending map[string]time.Time
-	// disabled holds the names of agents that get no further build.
+	// disabled holds the names of agents that get no further build, and givenUp those
+	// that are to end and may get one yet.
 	disabled map[string]bool
+	givenUp  map[string]bool
+	// lost is since when an agent that should wait for a build has been seen neither
+	// registered nor online, by name.
+	lost map[string]time.Time
 	// rightless holds the UIDs of Jobs whose rights have been ended.
 	rightless map[string]bool
 	// attempts and failures outlive the Jobs that they come from.
@@ -63,7 +68,7 @@ type sighting struct{ started, finished bool }
 func newMemory() *memory {
 	return &memory{
 		assumed: map[string]assumption{}, ending: map[string]time.Time{}, disabled: map[string]bool{},
-		rightless: map[string]bool{}, attempts: map[int64]int{}, failures: map[cause]plan.Failure{},
+		givenUp: map[string]bool{}, lost: map[string]time.Time{}, rightless: map[string]bool{}, attempts: map[int64]int{}, failures: map[cause]plan.Failure{},
 		registered: map[string]agentpool.Capabilities{}, offers: map[plan.ClassVersion]offer{},
 		seen: map[string]sighting{}, orphans: map[string]time.Time{},
 	}
@@ -166,6 +171,13 @@ func (m *memory) isDisabled(name string) bool {
 	return m.disabled[name]
 }
 
+// giveUp has plans no longer count on an agent.
+func (m *memory) giveUp(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.givenUp[name] = true
+}
+
 func (m *memory) setRightless(uid string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -199,6 +211,7 @@ func (m *memory) remind(snapshot *plan.Snapshot) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	snapshot.Disabled = maps.Clone(m.disabled)
+	maps.Copy(snapshot.Disabled, m.givenUp)
 	snapshot.Attempts = maps.Clone(m.attempts)
 	snapshot.Failures = slices.Collect(maps.Values(m.failures))
 	snapshot.Registered = maps.Clone(m.registered)
@@ -224,6 +237,30 @@ func (m *memory) learn(agents []agentpool.Agent, ours func(name string) bool) {
 	}
 }
 
+// miss looks in the agents list for those that wait for a build as far as their pods tell.
+// The service gives none to an agent that has been offline or out of the list for the
+// grace, so it is given up. The Jobs must have been read before the list.
+func (m *memory) miss(jobs []agentpool.AgentJob, agents []agentpool.Agent, grace time.Duration, now time.Time) {
+	online := make(map[string]bool, len(agents))
+	for _, agent := range agents {
+		online[agent.Name] = agent.Online
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, job := range jobs {
+		if online[job.Name] || !job.Ready || job.Finished() {
+			delete(m.lost, job.Name)
+			continue
+		}
+		since, known := m.lost[job.Name]
+		if !known {
+			m.lost[job.Name] = now
+		} else if now.Sub(since) >= grace {
+			m.givenUp[job.Name] = true
+		}
+	}
+}
+
 // somebodyElse is an agent in the pool that is not ours, zero where there is none.
 func (m *memory) somebodyElse() agentpool.AgentRef {
 	m.mu.Lock()
@@ -237,7 +274,9 @@ func (m *memory) inspected(job agentpool.AgentJob, offered agentpool.Capabilitie
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.registered[job.Name] = offered
-	m.offers[plan.ClassVersion{Class: job.Class, Version: job.ClassVersion}] = offer{capabilities: offered, at: now}
+	ofKind := maps.Clone(offered)
+	maps.DeleteFunc(ofKind, func(name, _ string) bool { return agentpool.VariesByAgent(name) })
+	m.offers[plan.ClassVersion{Class: job.Class, Version: job.ClassVersion}] = offer{capabilities: ofKind, at: now}
 }
 
 // orphaned tells how long a registration has been known to have no Job.
@@ -276,6 +315,8 @@ func (m *memory) forget(jobs []agentpool.AgentJob, requests []agentpool.JobReque
 	drop(m.rightless, uids)
 	drop(m.seen, uids)
 	drop(m.disabled, names)
+	drop(m.givenUp, names)
+	drop(m.lost, names)
 	drop(m.attempts, ids)
 	drop(m.registered, names)
 	maps.DeleteFunc(m.offers, func(version plan.ClassVersion, offer offer) bool {

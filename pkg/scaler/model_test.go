@@ -38,7 +38,7 @@ type model struct {
 	reports                                                      []string
 	polls, nextAgent                                             int
 	lacking                                                      []string // What agents do not register with, in small letters.
-	placeholderError                                             error
+	placeholderError, deleteError, withdrawError, parallelError  error
 }
 
 func newModel(queued ...int64) *model {
@@ -211,6 +211,9 @@ func (m *model) disable(name string) {
 func (m *model) WithdrawAgent(_ context.Context, _ int, ref agentpool.AgentRef) (bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.withdrawError != nil {
+		return false, m.withdrawError
+	}
 	m.disable(ref.Name)
 	if m.agents[ref.Name].AssignedRequest != 0 {
 		return false, nil
@@ -240,7 +243,9 @@ func (m *model) AddPlaceholder(_ context.Context, _ int, name string, claims map
 }
 
 func (m *model) ParallelJobs(context.Context) (int, bool, error) {
-	return m.parallel, m.parallel > 0, nil
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.parallel, m.parallel > 0, m.parallelError
 }
 
 // The cluster.
@@ -347,6 +352,9 @@ func (m *model) DeleteUnstarted(_ context.Context, job agentpool.AgentJob) (bool
 func (m *model) Delete(_ context.Context, job agentpool.AgentJob) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.deleteError != nil {
+		return m.deleteError
+	}
 	delete(m.jobs, job.Name)
 	delete(m.rights, job.Name)
 	return nil
