@@ -60,7 +60,7 @@ func TestRareAgentsAreKeptForRareRequests(t *testing.T) {
 		p := plan.Make(s)
 		var counted, left []agentpool.JobRequest
 		for _, request := range r.queued {
-			switch skipped(p)[request.ID] { //nolint:exhaustive // All others are left waiting.
+			switch skipped(p)[request.ID] {
 			case plan.SkipServed, plan.SkipHeld:
 				counted = append(counted, request)
 			case plan.SkipParallelJobs: // No agent would help it.
