@@ -149,8 +149,10 @@ func (a *App) work(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		config := loopConfig(a.config, k.settings)
+		config.OtherPools = func() int { return a.runningBeside(pool) }
 		loops = append(loops, loop{
-			Scaler: scaler.New(loopConfig(a.config, k.settings), service{a.client}, k, a.metrics.Loop, a.log, time.Now),
+			Scaler: scaler.New(config, service{a.client}, k, a.metrics.Loop, a.log, time.Now),
 			kube:   k,
 		})
 		a.log.Info("scaling", "url", a.config.URL, "pool", pool.Name, "pool_id", pool.ID,
@@ -208,6 +210,17 @@ func targetNamespaces(config Config, o offer) []string {
 	}
 	slices.Sort(namespaces)
 	return slices.Compact(namespaces)
+}
+
+// runningBeside counts the builds that run in all pools but one.
+func (a *App) runningBeside(pool agentpool.Pool) int {
+	n := 0
+	for _, l := range a.running() {
+		if l.kube.settings.Identity.Pool != pool {
+			n += l.Running()
+		}
+	}
+	return n
 }
 
 // jobsChanged tells the loop of a pool. The cluster may tell of changes before there is

@@ -76,7 +76,21 @@ func (a *App) plans(ctx context.Context) ([]explain.Pool, error) {
 		}
 		plans = append(plans, explain.Pool{Snapshot: snapshot, Plan: plan.Make(snapshot)})
 	}
+	shareParallelJobs(plans)
 	return plans, nil
+}
+
+// shareParallelJobs plans again with what runs in the other pools, as the loops do.
+func shareParallelJobs(plans []explain.Pool) {
+	running := 0
+	for _, p := range plans {
+		running += p.Plan.View.Assigned + p.Plan.View.Running
+	}
+	for i := range plans {
+		view := plans[i].Plan.View
+		plans[i].Snapshot.OtherPools = running - view.Assigned - view.Running
+		plans[i].Plan = plan.Make(plans[i].Snapshot)
+	}
 }
 
 // Plan writes what the next cycle would do and why, as a table or, for programs, as

@@ -22,7 +22,7 @@ type budget struct {
 }
 
 func newBudget(s Snapshot, h *history, agents []agent) *budget {
-	b := &budget{s: s, history: h, ofClass: map[string]int{}, running: elsewhere(s)}
+	b := &budget{s: s, history: h, ofClass: map[string]int{}, running: elsewhere(s) + s.OtherPools}
 	for _, a := range agents {
 		if a.phase == agentpool.PhaseFinished {
 			continue

@@ -190,6 +190,7 @@ func (d draw) snapshot() plan.Snapshot {
 	s.Limits.MismatchLimit = time.Minute
 	s.Limits.PoolAgents = 5 * d.upTo(6, "pool cap")
 	s.Limits.ParallelJobs = 4 * d.upTo(4, "parallel jobs")
+	s.OtherPools = max(0, d.upTo(5, "other pools")-3)
 	s.Limits.CreationsPerCycle = 3 * d.upTo(5, "creations")
 	s.NoDeletions = d.one(8, "no deletions")
 	s.Offers = map[plan.ClassVersion]agentpool.Capabilities{}

@@ -21,6 +21,7 @@ func TestParallelJobs(t *testing.T) {
 	for name, test := range map[string]struct {
 		snapshot    plan.Snapshot
 		pool, total int
+		other       int
 		create      map[int64]string
 		skip        map[int64]plan.SkipReason
 		end         map[string]plan.EndReason
@@ -48,6 +49,12 @@ func TestParallelJobs(t *testing.T) {
 			create:   map[int64]string{1: "base"},
 			skip:     map[int64]plan.SkipReason{2: full},
 		},
+		"and so does one in another pool": {
+			snapshot: inClasses(snapshot(requests(1, 2)), base),
+			other:    1, total: 2,
+			create: map[int64]string{1: "base"},
+			skip:   map[int64]plan.SkipReason{2: full},
+		},
 		"the most urgent has the last, whether its agent is there or not": {
 			snapshot: inClasses(snapshot([]agentpool.JobRequest{demanding(1), urgent}, job(1, ofClass(base, idle))), base, gpu),
 			total:    1,
@@ -56,6 +63,7 @@ func TestParallelJobs(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			test.snapshot.OtherPools = test.other
 			test.snapshot.Limits.PoolAgents, test.snapshot.Limits.ParallelJobs = test.pool, test.total
 			p := plan.Make(test.snapshot)
 			for what, diff := range map[string]string{

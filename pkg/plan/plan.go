@@ -49,6 +49,9 @@ type Snapshot struct {
 	// Blocked says, for each class that can't be served now, why.
 	Blocked map[string]string
 	Limits  Limits
+	// OtherPools is how many builds run, or are about to, in the other pools of this
+	// scaler: the organisation's parallel jobs are for all of them.
+	OtherPools int
 	// NoDeletions forbids ending anything: what we see may be out of date.
 	NoDeletions bool
 }

@@ -181,9 +181,9 @@ func (r *reference) request(id int64) agentpool.JobRequest {
 	return r.queued[slices.IndexFunc(r.queued, func(request agentpool.JobRequest) bool { return request.ID == id })]
 }
 
-// elsewhere counts what runs on agents of somebody else.
+// elsewhere counts what runs on agents of somebody else, and in other pools.
 func (r *reference) elsewhere() int {
-	n := 0
+	n := r.OtherPools
 	for _, request := range r.Requests {
 		given := request.State() == agentpool.RequestAssigned || request.State() == agentpool.RequestRunning
 		if given && !slices.ContainsFunc(r.Jobs, func(job agentpool.AgentJob) bool { return job.Name == request.Reserved.Name }) {

@@ -67,6 +67,9 @@ func (s *Scaler) snapshot(ctx context.Context) (snapshot plan.Snapshot, stale, o
 		Blocked: s.blocked, Limits: s.config.Limits, NoDeletions: stale,
 	}
 	snapshot.Limits.ParallelJobs = s.parallel
+	if s.config.OtherPools != nil {
+		snapshot.OtherPools = s.config.OtherPools()
+	}
 	s.memory.remind(&snapshot)
 	return snapshot, stale, true
 }

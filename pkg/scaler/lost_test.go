@@ -115,6 +115,23 @@ func TestAnEndThatFailsKeepsNoSecondBuildOut(t *testing.T) {
 	})
 }
 
+func TestParallelJobsAreSharedBetweenPools(t *testing.T) {
+	elsewhere := 1
+	m := newModel(1, 2)
+	m.parallel = 2
+	others := func() int { return read(m, func() int { return elsewhere }) }
+	inLoop(t, m, func(c *scaler.Config) { c.OtherPools = others }, func(t *testing.T, b *bench) {
+		if made := b.made(); len(made) != 1 {
+			t.Fatalf("one of the 2 parallel jobs is taken in another pool, made %v", made)
+		}
+		b.with(func() { elsewhere = 0 })
+		after(3 * time.Second)
+		if made := b.made(); len(made) != 2 {
+			t.Errorf("both are free for this pool, made %v", made)
+		}
+	})
+}
+
 func TestParallelJobsOutlastAFailedRead(t *testing.T) {
 	m := newModel()
 	m.parallel = 2

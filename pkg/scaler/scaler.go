@@ -107,6 +107,8 @@ type Config struct {
 	Concurrency   int // Operations of one plan at once.
 	UseParallel   bool
 	ParallelEvery time.Duration
+	// OtherPools gives how many builds run in the pools of the other loops; nil is none.
+	OtherPools func() int
 }
 
 // Scaler runs the loop for one pool.

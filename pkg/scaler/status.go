@@ -29,6 +29,12 @@ type Status struct {
 // Status gives what the last cycle came to.
 func (s *Scaler) Status() Status { return *s.status.Load() }
 
+// Running is how many builds of the pool ran, or were about to, at the last poll.
+func (s *Scaler) Running() int {
+	view := s.Status().View
+	return view.Assigned + view.Running
+}
+
 // updateStatus changes a copy of the status and makes it the current one. Only
 // the loop calls it.
 func (s *Scaler) updateStatus(change func(*Status)) {
