@@ -30,6 +30,7 @@ type Class struct {
 	Name      string
 	Variables map[string]string // Of the agent's container.
 	Claims    []string          // What it says it offers besides, as name or name=value.
+	Demands   []string          // Of the builds that a workload has for it.
 	Priority  int
 	MaxAgents int
 	MinIdle   int

@@ -2,6 +2,7 @@ package env
 
 import (
 	"fmt"
+	"math/bits"
 	"math/rand/v2"
 	"time"
 )
@@ -22,6 +23,7 @@ type Build struct {
 	Name        string
 	Kind        Kind
 	Steps       []string
+	Class       string // The one that the demands call for, where a workload has classes.
 	Demands     []string
 	Priority    int               // The service serves the higher one first.
 	Variables   map[string]string // Of the build; fakeagent.faults among them are the stand-in's.
@@ -43,9 +45,10 @@ const (
 
 // Workload makes builds from a seed: of different lengths, half of them queued
 // at once and the rest within some seconds; one deploys, one fails and one is
-// cancelled while it is queued, as far as there are that many. The same seed
-// and number give the same builds.
-func Workload(seed uint64, builds int) []Build {
+// cancelled while it is queued, as far as there are that many. Each build has the
+// demands of one of the classes: every class gets some, as far as the builds go,
+// and the earlier ones more. The same seed, number and classes give the same builds.
+func Workload(seed uint64, builds int, classes ...Class) []Build {
 	random := rand.New(rand.NewPCG(seed, uint64(builds)))
 	// A small run shows what matters most: a build that works, then one that deploys.
 	kinds := []Kind{KindDeploy, KindFail, KindCancel}
@@ -85,7 +88,24 @@ func Workload(seed uint64, builds int) []Build {
 		}
 		out[i] = build
 	}
+	share(random, out, classes)
 	return out
+}
+
+// share gives each build the demands of a class: the first builds those of one
+// class each, and of the others every second one those of the first class, every
+// second one of the rest those of the second class, and so on.
+func share(random *rand.Rand, builds []Build, classes []Class) {
+	if len(classes) == 0 {
+		return
+	}
+	for n, place := range random.Perm(len(builds)) {
+		next := n
+		if n >= len(classes) {
+			next = min(bits.TrailingZeros(uint(n-len(classes)+1)), len(classes)-1)
+		}
+		builds[place].Class, builds[place].Demands = classes[next].Name, classes[next].Demands
+	}
 }
 
 // deploySteps deploy with the rights of the build alone, and check that these

@@ -50,6 +50,46 @@ func TestWorkload(t *testing.T) {
 	})
 }
 
+// TestWorkloadOfClasses checks that classes change nothing but what builds demand,
+// and that each is demanded.
+func TestWorkloadOfClasses(t *testing.T) {
+	t.Parallel()
+	classes := []env.Class{{Name: "common"}, {Name: "rare", Demands: []string{"tool"}}, {Name: "rarest", Demands: []string{"tool", "other -equals 1"}}}
+	rapid.Check(t, func(t *rapid.T) {
+		seed, builds := rapid.Uint64().Draw(t, "seed"), rapid.IntRange(1, 60).Draw(t, "builds")
+		workload := env.Workload(seed, builds, classes...)
+		if diff := cmp.Diff(workload, env.Workload(seed, builds, classes...)); diff != "" {
+			t.Fatalf("the same seed gives another workload: %s", diff)
+		}
+		demanded := map[string]int{}
+		for i, plain := range env.Workload(seed, builds) {
+			demanded[workload[i].Class]++
+			for _, class := range classes {
+				if class.Name == workload[i].Class {
+					plain.Class, plain.Demands = class.Name, class.Demands
+				}
+			}
+			if diff := cmp.Diff(plain, workload[i]); diff != "" || plain.Class == "" {
+				t.Errorf("build %s is not one of a class: %s", plain.Name, diff)
+			}
+		}
+		if want := min(builds, len(classes)); len(demanded) != want {
+			t.Errorf("%d builds demand %v, want %d classes", builds, demanded, want)
+		}
+	})
+}
+
+func TestWorkloadDemandsEarlierClassesMore(t *testing.T) {
+	t.Parallel()
+	demanded := map[string]int{}
+	for _, build := range env.Workload(1, 20, env.Class{Name: "common"}, env.Class{Name: "rare"}, env.Class{Name: "rarest"}) {
+		demanded[build.Class]++
+	}
+	if diff := cmp.Diff(map[string]int{"common": 10, "rare": 5, "rarest": 5}, demanded); diff != "" {
+		t.Errorf("builds by class: %s", diff)
+	}
+}
+
 func TestWorkloadDiffersBySeed(t *testing.T) {
 	t.Parallel()
 	seen := map[string]bool{}
