@@ -160,8 +160,12 @@ func (e *Env) connect() error {
 	e.AdminKubeconfig = e.cluster.AdminKubeconfig()
 	e.private = filepath.Dir(e.AdminKubeconfig)
 	e.config = e.cluster.RESTConfig()
+	// A class says nothing of the restrictions that the scaler lays over it, and the
+	// API server would warn of that on the standard error, in the middle of a table.
+	quiet := rest.CopyConfig(e.config)
+	quiet.WarningHandler = rest.NoWarnings{}
 	var err error
-	if e.Admin, err = kubernetes.NewForConfig(e.config); err != nil {
+	if e.Admin, err = kubernetes.NewForConfig(quiet); err != nil {
 		return fmt.Errorf("client of the cluster: %w", err)
 	}
 	return nil
