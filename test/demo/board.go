@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/term"
@@ -26,6 +27,8 @@ const (
 // itself on a terminal, one line for each change elsewhere.
 type board struct {
 	environment *env.Env
+	ledger      *ledger
+	wanted      map[string]string // The class that each build's demands call for, by its name.
 	out         io.Writer
 	terminal    *os.File // Nil where out is no terminal.
 	begun       time.Time
@@ -33,8 +36,11 @@ type board struct {
 	last        snapshot
 }
 
-func newBoard(environment *env.Env, out io.Writer) *board {
-	b := &board{environment: environment, out: out, begun: time.Now()}
+func newBoard(environment *env.Env, made *ledger, workload []env.Build, out io.Writer) *board {
+	b := &board{environment: environment, ledger: made, wanted: map[string]string{}, out: out, begun: time.Now()}
+	for _, build := range workload {
+		b.wanted[build.Name] = build.Class
+	}
 	if file, ok := out.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
 		b.terminal = file
 	}
@@ -67,7 +73,8 @@ func (b *board) show(ctx context.Context) error {
 	}
 }
 
-// finish draws the last state, for which the context is too late already.
+// finish draws the last state, for which the context is too late already: as a
+// table on no terminal, too.
 func (b *board) finish(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
@@ -75,14 +82,20 @@ func (b *board) finish(ctx context.Context) error {
 	if err != nil {
 		return nil //nolint:nilerr // The cluster may be on its way down; the picture before is good enough.
 	}
-	return b.draw(now)
+	if err := b.draw(now); err != nil || b.terminal != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(b.out, "\n%s\n", strings.Join(table(now, defaultWidth, len(now.builds)+headLines), "\n")); err != nil {
+		return fmt.Errorf("show progress: %w", err)
+	}
+	return nil
 }
 
 // look takes a snapshot.
 func (b *board) look(ctx context.Context) (snapshot, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	now := snapshot{elapsed: time.Since(b.begun), builds: b.environment.Service.Builds(b.environment.Service.PoolID)}
+	now := snapshot{elapsed: time.Since(b.begun), builds: b.environment.Service.Builds(b.environment.Service.PoolID), wanted: b.wanted}
 	for _, agent := range b.environment.Service.Agents(b.environment.Service.PoolID) {
 		now.addAgent(agent)
 	}
@@ -95,6 +108,7 @@ func (b *board) look(ctx context.Context) (snapshot, error) {
 		return now, fmt.Errorf("list pods: %w", err)
 	}
 	now.addJobs(jobs.Items, pods.Items)
+	now.made = b.ledger.made()
 	return now, nil
 }
 

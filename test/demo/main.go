@@ -1,7 +1,8 @@
 // Command demo runs the main job end to end on this machine: builds queued in
-// an Azure DevOps pool become Jobs on a real Kubernetes, each with an agent that
-// runs one build and is gone afterwards. It shows what happens while it happens,
-// has an independent auditor judge the run, and writes out/demo.json.
+// an Azure DevOps pool become Jobs on a real Kubernetes, each with an agent of the
+// class that the build's demands call for, which runs one build and is gone
+// afterwards. It shows what happens while it happens, has an independent auditor
+// judge the run, and writes out/demo.json.
 //
 // Settings, by environment: DEMO_BUILDS (20), DEMO_SEED (by the clock),
 // DEMO_KEEP=1 (leave everything running until interrupted), DEMO_NODE (auto,

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/azp-scaler/azp-scaler/test/audit"
 	"github.com/azp-scaler/azp-scaler/test/cluster"
 )
@@ -45,7 +47,8 @@ func TestWriteResult(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "demo.json")
 	report := audit.Report{Builds: 5, Succeeded: 2, Failed: 1, Canceled: 2, JobsCreated: 4, Duplicates: 1, Lost: 3, Leaked: map[string]int{"jobs": 2}, QueueToJob: audit.Quantiles{P50: 0.5, P99: 1.5}}
-	if err := writeResult(path, report, "real"); err != nil {
+	classes := map[string]ClassResult{"java": {Builds: 3, JobsCreated: 4, BuildsRun: 2}}
+	if err := writeResult(path, report, classes, "real"); err != nil {
 		t.Fatal(err)
 	}
 	data, err := os.ReadFile(path)
@@ -56,7 +59,7 @@ func TestWriteResult(t *testing.T) {
 	if err := json.Unmarshal(data, &fields); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"builds", "canceled", "duplicates", "failed", "jobs_created", "leaked", "lost", "node", "queue_to_agent_seconds", "queue_to_job_seconds", "succeeded"}
+	want := []string{"builds", "canceled", "classes", "duplicates", "failed", "jobs_created", "leaked", "lost", "node", "queue_to_agent_seconds", "queue_to_job_seconds", "succeeded"}
 	if got := slices.Sorted(maps.Keys(fields)); !slices.Equal(got, want) {
 		t.Errorf("fields are %v, want %v", got, want)
 	}
@@ -71,7 +74,10 @@ func TestWriteResult(t *testing.T) {
 	if leaked, ok := fields["leaked"].(map[string]any); !ok || leaked["jobs"] != 2.0 || fields["node"] != "real" {
 		t.Errorf("leaked is %v on node %v", fields["leaked"], fields["node"])
 	}
-	if err := writeResult(filepath.Join(path, "below"), report, "real"); err == nil {
+	if diff := cmp.Diff(map[string]any{"java": map[string]any{"builds": 3.0, "jobs_created": 4.0, "builds_run": 2.0}}, fields["classes"]); diff != "" {
+		t.Errorf("classes: %s", diff)
+	}
+	if err := writeResult(filepath.Join(path, "below"), report, classes, "real"); err == nil {
 		t.Error("a result that can't be written is no error")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/azp-scaler/azp-scaler/test/audit"
@@ -26,17 +27,18 @@ const (
 
 // Result is what out/demo.json holds.
 type Result struct {
-	Builds       int             `json:"builds"`
-	Succeeded    int             `json:"succeeded"`
-	Failed       int             `json:"failed"`
-	Canceled     int             `json:"canceled"`
-	JobsCreated  int             `json:"jobs_created"`
-	Duplicates   int             `json:"duplicates"`
-	Lost         int             `json:"lost"`
-	Leaked       map[string]int  `json:"leaked"`
-	QueueToJob   audit.Quantiles `json:"queue_to_job_seconds"`
-	QueueToAgent audit.Quantiles `json:"queue_to_agent_seconds"`
-	Node         string          `json:"node"`
+	Builds       int                    `json:"builds"`
+	Succeeded    int                    `json:"succeeded"`
+	Failed       int                    `json:"failed"`
+	Canceled     int                    `json:"canceled"`
+	JobsCreated  int                    `json:"jobs_created"`
+	Duplicates   int                    `json:"duplicates"`
+	Lost         int                    `json:"lost"`
+	Leaked       map[string]int         `json:"leaked"`
+	QueueToJob   audit.Quantiles        `json:"queue_to_job_seconds"`
+	QueueToAgent audit.Quantiles        `json:"queue_to_agent_seconds"`
+	Classes      map[string]ClassResult `json:"classes"`
+	Node         string                 `json:"node"`
 }
 
 // run runs the demo and tells whether all is well. What it starts is gone when
@@ -50,7 +52,7 @@ func run(ctx context.Context, s settings, out io.Writer) (well bool, err error) 
 	}
 	tell := &printer{out: out}
 	tell.printf("azp-scaler demo: %d builds, seed %d (the same seed gives the same builds)\n", s.builds, s.seed)
-	environment, err := env.Start(ctx, env.Options{Dir: filepath.Join(s.out, "demo"), Seed: s.seed, Node: s.node, Progress: out})
+	environment, err := env.Start(ctx, env.Options{Dir: filepath.Join(s.out, "demo"), Seed: s.seed, Node: s.node, Progress: out, Classes: classes()})
 	if err != nil {
 		return false, err
 	}
@@ -66,19 +68,27 @@ func run(ctx context.Context, s settings, out io.Writer) (well bool, err error) 
 	}
 	tell.printf("The system is up after %s.\n\n", round(time.Since(begun)))
 
-	queued, trouble, err := perform(ctx, environment, s, out)
+	made, err := newLedger(ctx, environment)
 	if err != nil {
 		return false, err
 	}
+	defer made.close()
+	queued, trouble, err := perform(ctx, environment, made, s, out)
+	if err != nil {
+		return false, err
+	}
+	jobs := made.made()
+	results, elsewhere := byClass(queued, environment.Service.Builds(environment.Service.PoolID), jobs)
 	report, err := judge(ctx, environment, s.keep)
 	if err != nil {
 		return false, err
 	}
-	trouble = errors.Join(trouble, environment.Check(ctx, queued))
-	if err := writeResult(resultPath, report, environment.Node().String()); err != nil {
+	trouble = errors.Join(trouble, environment.Check(ctx, queued), wrongClass(queued, jobs))
+	if err := writeResult(resultPath, report, results, environment.Node().String()); err != nil {
 		return false, err
 	}
 	well = report.Clean() && trouble == nil
+	tell.printf("\n%s\n", strings.Join(classLines(results, elsewhere), "\n"))
 	summarise(tell, report, trouble, resultPath, time.Since(begun))
 	if s.keep {
 		keep(ctx, tell, environment)
@@ -89,15 +99,16 @@ func run(ctx context.Context, s settings, out io.Writer) (well bool, err error) 
 // perform queues the builds and shows what becomes of them until the system is
 // at rest again. Trouble is what did not come to its end in time; an error means
 // that the run itself broke off.
-func perform(ctx context.Context, environment *env.Env, s settings, out io.Writer) (queued []env.Queued, trouble, err error) {
+func perform(ctx context.Context, environment *env.Env, made *ledger, s settings, out io.Writer) (queued []env.Queued, trouble, err error) {
 	showing, stop := context.WithCancel(ctx)
 	shown := make(chan error, 1)
-	go func() { shown <- newBoard(environment, out).show(showing) }()
+	workload := env.Workload(s.seed, s.builds, classes()...)
+	go func() { shown <- newBoard(environment, made, workload, out).show(showing) }()
 	defer func() {
 		stop()
 		err = errors.Join(err, <-shown)
 	}()
-	if queued, err = environment.Queue(ctx, env.Workload(s.seed, s.builds)); err != nil {
+	if queued, err = environment.Queue(ctx, workload); err != nil {
 		return queued, nil, err
 	}
 	trouble = environment.WaitFinished(ctx, baseLimit+time.Duration(s.builds)*perBuild)
@@ -119,11 +130,11 @@ func judge(ctx context.Context, environment *env.Env, keep bool) (audit.Report, 
 	return environment.Audit(ctx)
 }
 
-func writeResult(path string, report audit.Report, node string) error {
+func writeResult(path string, report audit.Report, classes map[string]ClassResult, node string) error {
 	data, err := json.MarshalIndent(Result{
 		Builds: report.Builds, Succeeded: report.Succeeded, Failed: report.Failed, Canceled: report.Canceled, JobsCreated: report.JobsCreated,
 		Duplicates: report.Duplicates, Lost: report.Lost, Leaked: report.Leaked,
-		QueueToJob: report.QueueToJob, QueueToAgent: report.QueueToAgent, Node: node,
+		QueueToJob: report.QueueToJob, QueueToAgent: report.QueueToAgent, Classes: classes, Node: node,
 	}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write the result: %w", err)
@@ -143,7 +154,13 @@ func introduce(tell *printer, environment *env.Env) {
 	tell.printf("\n  Kubernetes    %s\n", node)
 	tell.printf("  Azure DevOps  a stand-in that speaks the real protocol, %s\n", environment.Service.URL)
 	tell.printf("  agent         a stand-in for Microsoft's program, with its flags, files, messages and traps\n")
-	tell.printf("  scaler        this repository's, signed in as ServiceAccount %s/%s with only the documented rights\n\n", environment.ScalerNamespace, env.ScalerAccount)
+	tell.printf("  scaler        this repository's, signed in as ServiceAccount %s/%s with only the documented rights\n", environment.ScalerNamespace, env.ScalerAccount)
+	title := "classes"
+	for _, class := range classes() {
+		tell.printf("  %-12s  %s\n", title, describe(class))
+		title = ""
+	}
+	tell.printf("  placeholders  an agent of each class that is always offline: with it the pool accepts builds\n\n")
 }
 
 func summarise(tell *printer, report audit.Report, trouble error, path string, took time.Duration) {
@@ -168,7 +185,7 @@ func keep(ctx context.Context, tell *printer, environment *env.Env) {
 	tell.printf("  export KUBECONFIG=%s\n  %s get jobs,pods -n %s\n", environment.AdminKubeconfig, environment.Kubectl(), env.AgentsNamespace)
 	tell.printf("  curl %s/metrics\n", environment.Scaler.URL())
 	tell.printf("  tail -f %s\n\nQueue another build:\n\n", environment.ScalerLog)
-	tell.printf("  curl --cacert %s %s/_control/builds -H 'Content-Type: application/json' -d '{\"poolId\":%d,\"name\":\"mine\",\"steps\":[\"hostname\",\"sleep 5\"]}'\n\n",
+	tell.printf("  curl --cacert %s %s/_control/builds -H 'Content-Type: application/json' -d '{\"poolId\":%d,\"name\":\"mine\",\"demands\":[\"jdk\"],\"steps\":[\"hostname\",\"sleep 5\"]}'\n\n",
 		environment.CAFile, environment.ServiceOrigin(), environment.Service.PoolID)
 	<-ctx.Done()
 	tell.printf("\nStopping.\n")

@@ -20,15 +20,24 @@ type snapshot struct {
 	builds  []azuredevopstest.BuildStatus
 	jobs    jobCounts
 	agents  agentCounts
+	wanted  map[string]string  // The class that a build's demands call for, by the build's name.
+	made    map[string]madeJob // By name, which is the agent's too.
 }
+
+// headLines are the table's lines before its first build.
+const headLines = 3
 
 // jobCounts counts the Jobs in the agents' namespace by what their pods show.
 type jobCounts struct{ starting, waiting, building, ending int }
 
-// agentCounts counts the pool's registrations; online ones are busy or not.
+// agentCounts counts the pool's registrations but for the placeholders, of which
+// there is always one for each class; online ones are busy or not.
 type agentCounts struct{ registered, online, busy int }
 
 func (s *snapshot) addAgent(agent azuredevopstest.AgentStatus) {
+	if strings.HasPrefix(agent.Name, placeholderPrefix) {
+		return
+	}
 	s.agents.registered++
 	if agent.Online {
 		s.agents.online++
@@ -115,7 +124,7 @@ func table(s snapshot, width, height int) []string {
 	builds := slices.Clone(s.builds)
 	slices.SortStableFunc(builds, func(a, b azuredevopstest.BuildStatus) int { return cmp.Compare(a.RequestID, b.RequestID) })
 	hidden := 0
-	if room := max(height-3, 1); len(builds) > room {
+	if room := max(height-headLines, 1); len(builds) > room {
 		hidden = len(builds) - (room - 1)
 		byEnd := slices.Clone(builds)
 		slices.SortStableFunc(byEnd, func(a, b azuredevopstest.BuildStatus) int {
@@ -128,10 +137,10 @@ func table(s snapshot, width, height int) []string {
 		builds = slices.DeleteFunc(builds, func(build azuredevopstest.BuildStatus) bool { return gone[build.RequestID] })
 	}
 	lines := append(s.summary(),
-		fmt.Sprintf("  %-8s %-12s %-20s %8s %8s  %s", "request", "build", "state", "waited", "ran", "agent"))
+		fmt.Sprintf(rowForm, "request", "build", "state", "class", "ran on", "waited", "ran", "agent"))
 	lines[1] = " " + lines[1]
 	for _, build := range builds {
-		lines = append(lines, row(build))
+		lines = append(lines, s.row(build))
 	}
 	if hidden > 0 {
 		lines = append(lines, fmt.Sprintf("  … and %d more", hidden))
@@ -142,9 +151,22 @@ func table(s snapshot, width, height int) []string {
 	return lines
 }
 
-func row(build azuredevopstest.BuildStatus) string {
-	return fmt.Sprintf("  %-8d %-12s %-20s %8s %8s  %s", build.RequestID, build.Name, stateOf(build),
+// rowForm has an agent's whole name fit a terminal of 80 characters.
+const rowForm = "%-7v %-9s %-9s %-7s %-7s %6s %5s %s"
+
+// row shows a build: its class is the one that its demands call for, and it ran on
+// an agent of one that may offer more.
+func (s *snapshot) row(build azuredevopstest.BuildStatus) string {
+	line := fmt.Sprintf(rowForm, build.RequestID, build.Name, stateOf(build), known(s.wanted[build.Name]), known(s.made[build.AgentName].class),
 		span(build.Queued, build.Received), span(build.Received, build.Finished), build.AgentName)
+	return strings.TrimRight(line, " ")
+}
+
+func known(class string) string {
+	if class == "" {
+		return "-"
+	}
+	return class
 }
 
 // span is the time between two moments, as far as both are there.
@@ -179,7 +201,7 @@ func changes(before, now snapshot) string {
 	var text strings.Builder
 	for _, build := range now.builds {
 		if state := stateOf(build); was[build.RequestID] != state {
-			fmt.Fprintf(&text, "%7.1fs  request %d %-12s %s%s\n", now.elapsed.Seconds(), build.RequestID, build.Name, state, on(build.AgentName))
+			fmt.Fprintf(&text, "%7.1fs  request %d %-9s for %-7s %s%s\n", now.elapsed.Seconds(), build.RequestID, build.Name, known(now.wanted[build.Name]), state, now.on(build.AgentName))
 		}
 	}
 	if text.Len() > 0 || before.jobs != now.jobs {
@@ -188,11 +210,11 @@ func changes(before, now snapshot) string {
 	return text.String()
 }
 
-func on(agent string) string {
+func (s *snapshot) on(agent string) string {
 	if agent == "" {
 		return ""
 	}
-	return " on " + agent
+	return fmt.Sprintf(" on %s (%s)", agent, known(s.made[agent].class))
 }
 
 // cut shortens a line to a number of characters.

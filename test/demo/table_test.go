@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,6 +81,7 @@ func TestAgentCounts(t *testing.T) {
 	t.Parallel()
 	var s snapshot
 	s.addAgent(azuredevopstest.AgentStatus{})
+	s.addAgent(azuredevopstest.AgentStatus{Name: "azp-placeholder-abcdefgh-java-1a2b3c"})
 	s.addAgent(azuredevopstest.AgentStatus{Online: true})
 	s.addAgent(azuredevopstest.AgentStatus{Online: true, RequestID: 4})
 	if want := (agentCounts{registered: 3, online: 2, busy: 1}); s.agents != want {
@@ -104,7 +106,7 @@ func TestTable(t *testing.T) {
 	if !strings.Contains(all[0], "12.3s  builds: 6 waiting, 0 running, 6 ended") {
 		t.Errorf("the first line is %q", all[0])
 	}
-	if !strings.Contains(all[3], "build-01") || !strings.Contains(all[3], "succeeded") || !strings.Contains(all[3], "2.0s     4.0s") {
+	if !strings.Contains(all[3], "build-01") || !strings.Contains(all[3], "succeeded") || !strings.Contains(all[3], "2.0s  4.0s") {
 		t.Errorf("the first build's line is %q", all[3])
 	}
 	few := table(s, 200, 11)
@@ -114,6 +116,17 @@ func TestTable(t *testing.T) {
 	text := strings.Join(few, "\n")
 	if !strings.Contains(text, "… and 5 more") || strings.Contains(text, "build-05") || !strings.Contains(text, "build-06") || !strings.Contains(text, "build-12") {
 		t.Errorf("not the earliest ended are left out:\n%s", text)
+	}
+	// A width to which everything fits: the longest names that a demo has.
+	s.builds[0].Name, s.builds[0].AgentName = "cancel-20", "azp-abcdefgh-20-2345-1"
+	s.wanted = map[string]string{"cancel-20": "java"}
+	s.made = map[string]madeJob{"azp-abcdefgh-20-2345-1": {class: "general"}}
+	fields := strings.Fields(table(s, 80, 40)[3])
+	if want := []string{"1", "cancel-20", "succeeded", "java", "general", "2.0s", "4.0s", "azp-abcdefgh-20-2345-1"}; !slices.Equal(fields, want) {
+		t.Errorf("the first build's line shows %q, want %q", fields, want)
+	}
+	if fields := strings.Fields(table(s, 80, 40)[14]); !slices.Equal(fields, []string{"12", "build-12", "queued", "-", "-", "-", "-"}) {
+		t.Errorf("the line of a build that waits, whose class is not known, shows %q", fields)
 	}
 	for _, line := range table(s, 40, 40) {
 		if width := len([]rune(line)); width > 39 {
@@ -137,14 +150,15 @@ func TestChanges(t *testing.T) {
 	before := snapshot{builds: []azuredevopstest.BuildStatus{buildAt(1, "queued", ""), buildAt(2, "queued", "")}}
 	running := buildAt(2, "running", "")
 	running.AgentName = "a-7"
-	now := snapshot{elapsed: time.Second, builds: []azuredevopstest.BuildStatus{buildAt(1, "queued", ""), running, buildAt(3, "finished", "canceled")}}
+	before.wanted = map[string]string{"build-02": "java", "build-03": "general"}
+	now := snapshot{elapsed: time.Second, wanted: before.wanted, made: map[string]madeJob{"a-7": {class: "heavy"}}, builds: []azuredevopstest.BuildStatus{buildAt(1, "queued", ""), running, buildAt(3, "finished", "canceled")}}
 	lines := strings.Split(strings.TrimSuffix(changes(before, now), "\n"), "\n")
 	for i := range lines {
 		lines[i] = strings.Join(strings.Fields(lines[i]), " ")
 	}
 	want := []string{
-		"1.0s request 2 build-02 running on a-7",
-		"1.0s request 3 build-03 canceled",
+		"1.0s request 2 build-02 for java running on a-7 (heavy)",
+		"1.0s request 3 build-03 for general canceled",
 		"1.0s builds: 1 waiting, 1 running, 1 ended | Jobs: 0 starting, 0 waiting, 0 building, 0 ending | agents: 0 registered, 0 online, 0 busy",
 	}
 	if diff := cmp.Diff(want, lines); diff != "" {
