@@ -63,6 +63,10 @@ type offer struct {
 // After that it is taken at its word again, as its image may have been mended.
 const offerAge = time.Hour
 
+// endingAge is how long a Job that was deleted is remembered. One that was never seen
+// may still come up in a cache that is late, and count as there until it goes again.
+const endingAge = 10 * time.Minute
+
 type sighting struct{ started, finished bool }
 
 func newMemory() *memory {
@@ -106,8 +110,8 @@ func (m *memory) merge(seen []agentpool.AgentJob, now time.Time) (jobs []agentpo
 		jobs = append(jobs, job)
 		delete(m.assumed, job.UID)
 	}
-	for uid := range m.ending {
-		if !present[uid] {
+	for uid, at := range m.ending {
+		if !present[uid] && now.Sub(at) >= endingAge {
 			delete(m.ending, uid)
 		}
 	}
