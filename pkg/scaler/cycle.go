@@ -46,6 +46,9 @@ func (s *Scaler) snapshot(ctx context.Context) (snapshot plan.Snapshot, stale, o
 		s.postpone("the cache of Jobs and pods is not filled")
 		return plan.Snapshot{}, false, false
 	}
+	// What is disabled from now on may have claimed a build that neither these Jobs nor
+	// the queue show: it must not look like an agent that is leaving without one.
+	disabled := s.memory.uncounted()
 	jobs, unseen := s.memory.merge(s.cluster.Jobs(), s.now())
 	if unseen > s.config.AssumeLimit {
 		stale = true
@@ -71,6 +74,7 @@ func (s *Scaler) snapshot(ctx context.Context) (snapshot plan.Snapshot, stale, o
 		snapshot.OtherPools = s.config.OtherPools()
 	}
 	s.memory.remind(&snapshot)
+	snapshot.Disabled = disabled
 	return snapshot, stale, true
 }
 

@@ -44,6 +44,7 @@ func Look(ctx context.Context, config Config, service Service, cluster Cluster, 
 		}
 	}
 	known.remind(&snapshot)
+	snapshot.Disabled = known.uncounted()
 	return snapshot, lookAtAgents(read, service, known, &snapshot)
 }
 

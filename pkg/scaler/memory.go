@@ -182,6 +182,15 @@ func (m *memory) giveUp(name string) {
 	m.givenUp[name] = true
 }
 
+// uncounted gives the names of the agents that no plan is to count on.
+func (m *memory) uncounted() map[string]bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	names := maps.Clone(m.disabled)
+	maps.Copy(names, m.givenUp)
+	return names
+}
+
 func (m *memory) setRightless(uid string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -214,8 +223,6 @@ func hasStarted(job agentpool.AgentJob) bool { return job.Started || job.RanBuil
 func (m *memory) remind(snapshot *plan.Snapshot) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	snapshot.Disabled = maps.Clone(m.disabled)
-	maps.Copy(snapshot.Disabled, m.givenUp)
 	snapshot.Attempts = maps.Clone(m.attempts)
 	snapshot.Failures = slices.Collect(maps.Values(m.failures))
 	snapshot.Registered = maps.Clone(m.registered)

@@ -29,8 +29,9 @@ type model struct {
 	rights   map[string]bool // Names of Jobs whose build has rights.
 
 	pollError, createError, liveError, disableError, rightsError error
-	partial                                                      bool    // The poll fails after its first rows.
-	initial                                                      []int64 // To be queued when virtual time begins.
+	partial                                                      bool          // The poll fails after its first rows.
+	pollTakes                                                    time.Duration // From the look at the queue until the answer is there.
+	initial                                                      []int64       // To be queued when virtual time begins.
 	blocked                                                      map[string]string
 	classes                                                      scaler.Classes
 	parallel                                                     int
@@ -164,6 +165,12 @@ func (m *model) job(name string) agentpool.AgentJob {
 // The service.
 
 func (m *model) JobRequests(_ context.Context, _ int, visit func(agentpool.JobRequest) error) (int, error) {
+	malformed, err := m.visit(visit)
+	time.Sleep(read(m, func() time.Duration { return m.pollTakes }))
+	return malformed, err
+}
+
+func (m *model) visit(visit func(agentpool.JobRequest) error) (int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.polls++
@@ -311,8 +318,14 @@ func (m *model) Create(_ context.Context, c plan.Creation) (agentpool.AgentJob, 
 	if m.createError != nil {
 		return agentpool.AgentJob{}, m.createError
 	}
+	return m.create(c), nil
+}
+
+// create makes a Job, under the lock.
+func (m *model) create(c plan.Creation) agentpool.AgentJob {
+	name := jobName(c.Request.ID, c.Attempt)
 	job := agentpool.AgentJob{
-		Name: jobName(c.Request.ID, c.Attempt), UID: "uid-" + jobName(c.Request.ID, c.Attempt), Class: c.Class, PoolID: 7,
+		Name: name, UID: fmt.Sprintf("uid-%s-%d", name, len(m.created)), Class: c.Class, PoolID: 7,
 		RequestID: c.Request.ID, Attempt: c.Attempt, Failures: c.Failures, CreatedAt: time.Now(), QueuedAt: c.Request.QueueTime,
 	}
 	for _, class := range m.classes.Usable {
@@ -323,7 +336,7 @@ func (m *model) Create(_ context.Context, c plan.Creation) (agentpool.AgentJob, 
 	m.created = append(m.created, job.Name)
 	m.jobs[job.Name] = job
 	m.rights[job.Name] = true
-	return job, nil
+	return job
 }
 
 func jobName(request int64, attempt int) string {

@@ -62,17 +62,23 @@ func begin(t *testing.T, m *model, change func(*scaler.Config)) *bench {
 	m.initial = nil
 	b := &bench{model: m, registry: prometheus.NewPedanticRegistry(), log: &safeBuffer{}}
 	b.scaler = scaler.New(c, m, m, scaler.NewMetrics(b.registry), slog.New(slog.NewTextHandler(b.log, nil)), time.Now)
+	b.stop = run(t, b.scaler)
+	synctest.Wait()
+	return b
+}
+
+// run lets the loop run until the returned function is called.
+func run(t *testing.T, s *scaler.Scaler) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- b.scaler.Run(ctx) }()
-	b.stop = func() {
+	go func() { done <- s.Run(ctx) }()
+	return func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("the loop ended with %v", err)
 		}
 	}
-	synctest.Wait()
-	return b
 }
 
 // after lets virtual time go by.
@@ -225,6 +231,51 @@ func TestUnseenWrites(t *testing.T) {
 		after(time.Minute)
 		if len(b.names()) != 0 {
 			t.Errorf("the surplus stays although the cache is current again: %v", b.names())
+		}
+	})
+}
+
+func TestAJobThatIsDeletedBeforeItIsSeen(t *testing.T) {
+	m := newModel(1)
+	m.freeze()
+	inLoop(t, m, func(c *scaler.Config) { c.Limits.IdleLimit = 5 * time.Second }, func(t *testing.T, b *bench) {
+		first := b.job(jobName(1, 0))
+		b.with(func() { delete(m.requests, 1) })
+		after(20 * time.Second)
+		if len(b.names()) != 0 {
+			t.Fatalf("the surplus stays: %v", b.names())
+		}
+		b.with(func() { m.cached = []agentpool.AgentJob{first} })
+		b.queue(2)
+		after(12 * time.Second)
+		if diff := cmp.Diff([]string{jobName(1, 0), jobName(2, 0)}, b.made()); diff != "" {
+			t.Errorf("what is gone serves no build, however late the cache shows it (-want +got):\n%s", diff)
+		}
+		if n := strings.Count(b.log.String(), "ended an agent without a build"); n != 1 {
+			t.Errorf("ended %d times, want once:\n%s", n, b.log)
+		}
+	})
+}
+
+func TestAnAgentClaimedDuringAPollIsNotLeaving(t *testing.T) {
+	m := newModel(1)
+	inLoop(t, m, nil, func(t *testing.T, b *bench) {
+		b.start(jobName(1, 0))
+		b.with(func() { m.pollTakes = 5 * time.Second })
+		for polls := b.pollCount(); b.pollCount() == polls; {
+			after(100 * time.Millisecond)
+		}
+		b.claim(1, jobName(1, 0))
+		b.scaler.Notify()
+		after(10 * time.Second)
+		if b.agent(jobName(1, 0)).Enabled {
+			t.Error("the agent is still enabled")
+		}
+		if diff := cmp.Diff([]string{jobName(1, 0)}, b.made()); diff != "" {
+			t.Errorf("the build has its agent (-want +got):\n%s", diff)
+		}
+		if strings.Contains(b.log.String(), "was to end") {
+			t.Errorf("it was to end:\n%s", b.log)
 		}
 	})
 }
