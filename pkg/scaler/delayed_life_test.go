@@ -155,11 +155,36 @@ func (w *world) live(job agentpool.AgentJob) {
 			agent.Online = true
 			w.agents[job.Name] = agent
 		}
+		if w.failing && d.oneIn(5) {
+			w.flicker(job, l, d)
+		}
 	}) && step(1500*time.Millisecond, func() {
 		w.change(job, func(job *agentpool.AgentJob) {
 			job.Started = true
 			if !job.RanBuild {
 				job.Ready, job.ReadySince = true, time.Now()
+			}
+		})
+	})
+}
+
+// flicker lets an agent that waits lose the service for a while.
+func (w *world) flicker(job agentpool.AgentJob, l *life, d dice) {
+	outage := d.upTo(5 * time.Minute)
+	time.AfterFunc(d.upTo(time.Minute), func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if l.over || l.exiting || !free(w.agents[job.Name]) {
+			return
+		}
+		w.saw("an agent was offline for a while")
+		w.offline(job.Name)
+		time.AfterFunc(outage, func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if agent, there := w.agents[job.Name]; there && !l.over {
+				agent.Online = true
+				w.agents[job.Name] = agent
 			}
 		})
 	})

@@ -112,7 +112,7 @@ func TestNoClaimedAgentIsEnded(t *testing.T) {
 		"an agent ended without a build: agent-crashed", "an agent started while its pod was being deleted",
 		"an agent that was ending was given a second build", "an agent that was to be withdrawn has a build",
 		"an agent was ended that was still wanted", "an idle agent was withdrawn", "Jobs were listed live", "restarted", "tempted",
-		"the answer of a creation was lost", "what was to end unstarted has started",
+		"the answer of a creation was lost", "an agent was offline for a while", "what was to end unstarted has started",
 	} {
 		if seen[what] == 0 {
 			t.Errorf("in %d histories it was never seen that %s", len(seeds), what)
