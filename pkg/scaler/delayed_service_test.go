@@ -30,6 +30,8 @@ func (w *world) JobRequests(ctx context.Context, _ int, visit func(agentpool.Job
 	if err != nil {
 		return 0, err
 	}
+	// It is the largest answer, and the one that is old the soonest.
+	time.Sleep(w.dice("answer to poll", "").upTo(w.latency))
 	for _, row := range rows {
 		if err := visit(row); err != nil {
 			return 0, err

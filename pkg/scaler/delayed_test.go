@@ -44,7 +44,7 @@ func newHistory(seed uint64) history {
 		lag:     pick(d, 300*time.Millisecond, 3*time.Second, 20*time.Second, 20*time.Second, 50*time.Second),
 		latency: pick(d, 100*time.Millisecond, time.Second, 4*time.Second),
 		failing: d.oneIn(3), second: d.oneIn(3), restarts: d.oneIn(4), changes: d.oneIn(5),
-		builds: 1 + d.IntN(20), within: 30*time.Second + d.upTo(5*time.Minute), temptations: d.IntN(9),
+		builds: 1 + d.IntN(20), within: 30*time.Second + d.upTo(5*time.Minute), temptations: max(0, d.IntN(12)-3),
 	}
 	warm := 0
 	for i := range 1 + d.IntN(4) {
