@@ -34,10 +34,10 @@ func TestSwaps(t *testing.T) {
 			s.ran(20, 2, 10, job(1, 0)).ran(21, 1, 11, job(1, 1)).idle(22, 12, job(2, 0))
 		}, want: "duplicate", evidence: "agent 12"},
 		"another installation took the build": {tell: func(s *story) {
-			s.queued(0, 1).jobCreated(1, job(1, 0)).jobCreated(1, other(1, 0)).ran(3, 1, 10, other(1, 0)).idle(3, 11, job(1, 0))
+			s.queued(0, 1).jobCreated(1, job(1, 0)).jobCreated(1, other()).ran(3, 1, 10, other()).idle(3, 11, job(1, 0))
 		}},
 		"another installation's build explains no agent of one that made none for it": {tell: func(s *story) {
-			s.queued(0, 1).jobCreated(1, other(1, 0)).ran(3, 1, 10, other(1, 0))
+			s.queued(0, 1).jobCreated(1, other()).ran(3, 1, 10, other())
 			s.build(20, 2, 12).jobCreated(21, job(2, 1)).idle(23, 13, job(2, 1))
 		}, want: "duplicate", evidence: "agent 13"},
 	})
@@ -181,7 +181,7 @@ func (s *story) by(second float64, event string, id int, name, who string) *stor
 	return s.event(second, event, map[string]any{"agentId": id, "agentName": name, "by": who})
 }
 
-// other is the name of a Job of another installation.
-func other(request, attempt int) string {
-	return strings.Replace(job(request, attempt), "abcd1234", "wxyz5678", 1)
+// other is the name of the first Job that another installation made for request 1.
+func other() string {
+	return strings.Replace(job(1, 0), "abcd1234", "wxyz5678", 1)
 }
