@@ -27,7 +27,7 @@ func derive(pod corev1.PodSpec, defaults Defaults) map[string]string {
 	}
 	claims := map[string]string{
 		"Agent.OS": "Linux", "Agent.OSArchitecture": architecture, "Agent.ComputerName": "",
-		"Agent.HomeDirectory": defaults.AgentRoot, "InteractiveSession": "False",
+		"Agent.HomeDirectory": defaults.AgentRoot, "InteractiveSession": "True",
 	}
 	for _, container := range pod.Containers {
 		if container.Name != agentjob.ContainerAgent {

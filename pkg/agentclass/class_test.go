@@ -68,7 +68,7 @@ func TestParse(t *testing.T) {
 	got := parse(t, c)
 	claims := map[string]string{
 		"Agent.OS": "Linux", "Agent.OSArchitecture": "ARM64", "Agent.ComputerName": "", "Agent.HomeDirectory": "/azp/agent",
-		"InteractiveSession": "False", "JAVA_HOME": "/opt/java", "java": "17", "maven": "3.9",
+		"InteractiveSession": "True", "JAVA_HOME": "/opt/java", "java": "17", "maven": "3.9",
 	}
 	want := agentclass.Class{
 		AgentClass: agentpool.AgentClass{
