@@ -47,6 +47,14 @@ func TestSwaps(t *testing.T) {
 func TestWarmAgents(t *testing.T) {
 	t.Parallel()
 	warm := func(n int) string { return job(0, n) }
+	// Two agents one after the other that have one name, as after a restart.
+	lives := func(begin func(s *story), unbound float64) func(s *story) {
+		return func(s *story) {
+			begin(s)
+			s.jobCreated(1, warm(0)).bound(1.1, warm(0)).queued(2, 1).ran(3, 1, 10, warm(0)).unbound(8, warm(0))
+			s.jobCreated(40, warm(0)).bound(40.1, warm(0)).queued(41, 2).ran(42, 2, 11, warm(0)).unbound(unbound, warm(0))
+		}
+	}
 	keep := func(count int) func(s *story) {
 		return func(s *story) {
 			s.rules.Warm = count
@@ -71,6 +79,16 @@ func TestWarmAgents(t *testing.T) {
 			s.jobCreated(1, warm(0)).online(2, 10, warm(0)).queued(5, 1).received(5.1, 1, 10, warm(0)).jobCreated(6, warm(1))
 			s.finished(8, 1, "succeeded", "").offline(9, 10, warm(0)).idle(8, 11, warm(1))
 		}},
+		"given the name of one long gone": {tell: func(s *story) {
+			lives(keep(1), 48)(s)
+		}},
+		"given the name of one long gone, its rights end early": {tell: func(s *story) {
+			lives(keep(1), 44)(s)
+		}, want: "rights", evidence: "agent 11"},
+		"given the name of one long gone, and one too many": {tell: func(s *story) {
+			lives(keep(1), 48)(s)
+			s.jobCreated(80, warm(0)).idle(82, 12, warm(0)).jobCreated(85, warm(1)).idle(87, 13, warm(1))
+		}, want: "duplicate", evidence: "2 agents had no build"},
 		"replaced by one of a newer class": {tell: func(s *story) {
 			keep(1)(s)
 			s.jobCreated(1, warm(0)).online(2, 10, warm(0)).jobCreated(20, warm(1)).offline(22, 10, warm(0)).idle(23, 11, warm(1))

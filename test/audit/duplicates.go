@@ -71,7 +71,7 @@ func (j *judge) explains(e explanation, a *agent) bool {
 	if instance != e.instance || e.at.Add(j.rules.Slack).Before(j.madeAt(a)) {
 		return false
 	}
-	made := j.ix.jobs[a.name]
+	made := j.ix.jobOf(a)
 	return e.otherThan == "" || made != nil && made.class != "" && made.class != e.otherThan
 }
 
@@ -130,7 +130,7 @@ type purpose struct {
 // firstJobs tells when the first Job for each request was created.
 func (j *judge) firstJobs() map[purpose]time.Time {
 	first := map[purpose]time.Time{}
-	for _, job := range j.ix.jobs {
+	for _, job := range j.ix.allJobs() {
 		k := purpose{job.instance, job.requestID}
 		if at, found := first[k]; !job.warm && (!found || job.created.Before(at)) {
 			first[k] = job.created
@@ -142,7 +142,7 @@ func (j *judge) firstJobs() map[purpose]time.Time {
 // instances lists the installations that made Jobs.
 func (j *judge) instances() []string {
 	var out []string
-	for _, job := range j.ix.jobs {
+	for _, job := range j.ix.allJobs() {
 		out = append(out, job.instance)
 	}
 	slices.Sort(out)
@@ -150,10 +150,7 @@ func (j *judge) instances() []string {
 }
 
 func (j *judge) sortedJobs() []*job {
-	out := make([]*job, 0, len(j.ix.jobs))
-	for _, job := range j.ix.jobs {
-		out = append(out, job)
-	}
+	out := j.ix.allJobs()
 	slices.SortFunc(out, func(a, b *job) int { return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.name, b.name)) })
 	return out
 }
@@ -182,7 +179,7 @@ func (j *judge) leftAt(r *request, instance string) (time.Time, bool) {
 // madeAt is when an agent's Job was created, or the agent where the Job is not
 // in the log.
 func (j *judge) madeAt(a *agent) time.Time {
-	if made, found := j.ix.jobs[a.name]; found {
+	if made := j.ix.jobOf(a); made != nil {
 		return made.created
 	}
 	return a.added

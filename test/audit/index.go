@@ -3,6 +3,7 @@ package audit
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -74,6 +75,15 @@ type job struct {
 	class     string // By its label; empty where the log has no bodies.
 	created   time.Time
 	deleted   time.Time
+	renamed   time.Time // When another Job was given its name, which it no longer had.
+}
+
+// made tells whether an agent is the Job's.
+func (j *job) made(a *agent) bool { return a.name == j.name && j.at(a.added) }
+
+// at tells whether what was made under the Job's name at a time belongs to it.
+func (j *job) at(time time.Time) bool {
+	return !time.Before(j.created) && (j.renamed.IsZero() || time.Before(j.renamed))
 }
 
 // binding is a RoleBinding that the scaler created for a Job.
@@ -81,6 +91,7 @@ type binding struct {
 	namespace string
 	name      string
 	job       string
+	created   time.Time
 	deleted   time.Time
 }
 
@@ -88,7 +99,8 @@ type binding struct {
 type index struct {
 	requests map[key]*request
 	agents   map[key]*agent
-	jobs     map[string]*job
+	jobs     map[string]*job // The last one of each name.
+	earlier  []*job          // Those whose name was given to another one: a scaler that has been restarted counts anew.
 	bindings []*binding
 	created  map[objectKey][]string // UIDs known of what the scaler created; empty where the log tells none.
 	creators map[objectKey]string   // The user who created it last.
@@ -285,9 +297,13 @@ func (ix *index) addCreation(event KubeEvent) {
 		var named bool
 		made.instance, made.requestID, named = parseName(event.Name)
 		made.warm = named && made.requestID == 0
+		if before, again := ix.jobs[event.Name]; again {
+			before.renamed = made.created
+			ix.earlier = append(ix.earlier, before)
+		}
 		ix.jobs[event.Name] = made
 	case event.Resource == "rolebindings":
-		ix.bindings = append(ix.bindings, &binding{namespace: event.Namespace, name: event.Name, job: jobOfBinding(event.Name)})
+		ix.bindings = append(ix.bindings, &binding{namespace: event.Namespace, name: event.Name, job: jobOfBinding(event.Name), created: event.Done})
 	}
 }
 
@@ -303,6 +319,37 @@ func jobOfBinding(name string) string {
 // isVirtual tells the groups whose objects are questions and are never stored.
 func isVirtual(group string) bool {
 	return group == "authorization.k8s.io" || group == "authentication.k8s.io"
+}
+
+// allJobs gives every Job, those included whose name another one has now.
+func (ix *index) allJobs() []*job {
+	return slices.AppendSeq(slices.Clone(ix.earlier), maps.Values(ix.jobs))
+}
+
+// jobOf gives the Job that an agent is of, nil where the log has none.
+func (ix *index) jobOf(a *agent) *job {
+	for _, before := range ix.earlier {
+		if before.made(a) {
+			return before
+		}
+	}
+	return ix.jobs[a.name]
+}
+
+// agentOf gives the agent of the Job of that name to which something made at a time
+// belongs: the first, as what is left of it may be found under its name once more.
+func (ix *index) agentOf(name string, at time.Time) *agent {
+	for _, made := range append(slices.Clone(ix.earlier), ix.jobs[name]) {
+		if made == nil || made.name != name || !made.renamed.IsZero() && !made.at(at) {
+			continue
+		}
+		for _, a := range ix.sortedAgents() {
+			if a.name == name && (a.added.IsZero() || ix.jobOf(a) == made) {
+				return a
+			}
+		}
+	}
+	return nil
 }
 
 // ours tells whether an agent is one that the scaler's Jobs brought up.

@@ -123,12 +123,8 @@ func (j *judge) placeholder(name string) bool {
 // long after their agent did, and successful requests with an account of a
 // build whose agent had ended.
 func (j *judge) rights() {
-	byName := map[string]*agent{}
-	for _, a := range j.ix.sortedAgents() {
-		byName[a.name] = a
-	}
 	for _, b := range j.ix.bindings {
-		a := byName[b.job]
+		a := j.ix.agentOf(b.job, b.created)
 		if a == nil || b.deleted.IsZero() {
 			continue
 		}
@@ -148,7 +144,7 @@ func (j *judge) rights() {
 	}
 	for _, use := range j.ix.uses {
 		name := use.User[strings.LastIndex(use.User, ":")+1:]
-		a := byName[name]
+		a := j.ix.agentOf(name, use.Time)
 		if a == nil {
 			continue
 		}

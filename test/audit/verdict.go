@@ -116,7 +116,7 @@ func (j *judge) evidence() {
 }
 
 func (j *judge) counts() {
-	j.report.JobsCreated = len(j.ix.jobs)
+	j.report.JobsCreated = len(j.ix.allJobs())
 	for _, r := range j.ix.requests {
 		j.report.Builds++
 		switch r.outcome() {
@@ -226,7 +226,7 @@ func (j *judge) exclusive() {
 // times measures how long builds waited, by the logs alone.
 func (j *judge) times() {
 	first := map[int64]time.Time{}
-	for _, made := range j.ix.jobs {
+	for _, made := range j.ix.allJobs() {
 		if at, found := first[made.requestID]; !made.warm && (!found || made.created.Before(at)) {
 			first[made.requestID] = made.created
 		}

@@ -44,7 +44,7 @@ func (j *judge) keptWaiting() {
 func (j *judge) waitedUntil(made *job) time.Time {
 	end := made.deleted
 	for _, a := range j.ix.agents {
-		if a.name != made.name {
+		if j.ix.jobOf(a) != made {
 			continue
 		}
 		for _, at := range []time.Time{a.disabled, a.deleted, j.receivedBy(a)} {
