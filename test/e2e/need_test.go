@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	batchv1 "k8s.io/api/batch/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/azp-scaler/azp-scaler/test/e2e/env"
@@ -28,14 +29,35 @@ func TestNeed(t *testing.T) {
 	}
 }
 
-// goneLimit is how long after its build was cancelled an agent may be there: a
-// poll, the idle limit, and what a busy machine takes to end a pod.
-const goneLimit = 6*time.Second + 30*time.Second
+const (
+	// endLimit is how long after its build was cancelled an agent may go on: a poll, the
+	// idle limit, and what a cycle of the scaler and a look of the test take. One that
+	// comes online only then begins to be idle there.
+	endLimit = env.PollIdle + env.IdleLimit + 2*time.Second
+	// podEndLimit is for what is not the scaler's to hasten: a node ends the pod of an
+	// agent that has not started, and Kubernetes deletes what the Job owns.
+	podEndLimit = 6 * time.Second
+)
 
-// gone waits until nothing is left of a build that was cancelled.
+// gone waits until nothing is left of a build that was cancelled just now.
 func (s *stage) gone(t *testing.T, build env.Queued) {
 	t.Helper()
-	canceled := time.Now()
+	idle, online := time.Now(), false
+	waitUntil(t.Context(), t, "the agent for "+build.Name+" begins to end", func() (string, bool) {
+		for _, job := range s.jobs.of(build.RequestID) {
+			if agent, _ := s.Service.Agent(job.name); agent.Online && !online {
+				idle, online = time.Now(), true
+			}
+			if still := s.goingOn(t, job); still != "" {
+				return still, false
+			}
+		}
+		return "", true
+	})
+	begun := time.Now()
+	if took := begun.Sub(idle); took > endLimit {
+		t.Errorf("the agent was idle for %s before it began to end (online: %t), want at most %s", took.Round(100*time.Millisecond), online, endLimit)
+	}
 	waitUntil(t.Context(), t, "the Job of "+build.Name+" is gone", func() (string, bool) {
 		for _, job := range s.jobs.of(build.RequestID) {
 			if job.gone.IsZero() {
@@ -44,9 +66,10 @@ func (s *stage) gone(t *testing.T, build env.Queued) {
 		}
 		return "", true
 	})
-	if took := time.Since(canceled); took > goneLimit {
-		t.Errorf("the agent went %s after the cancellation, want at most %s", took.Round(time.Second), goneLimit)
+	if took := time.Since(begun); took > podEndLimit {
+		t.Errorf("the agent's end took %s, want at most %s", took.Round(100*time.Millisecond), podEndLimit)
 	}
+	t.Logf("idle for %s (online: %t), gone after %s more", begun.Sub(idle).Round(100*time.Millisecond), online, time.Since(begun).Round(100*time.Millisecond))
 	status, err := s.Service.Build(build.RequestID)
 	if err != nil || status.Result != "canceled" || status.AgentName != "" {
 		t.Errorf("the build is %+v (%v), want it cancelled without an agent", status, err)
@@ -54,6 +77,27 @@ func (s *stage) gone(t *testing.T, build env.Queued) {
 	if jobs := s.jobs.of(build.RequestID); len(jobs) != 1 {
 		t.Errorf("%d Jobs for one build that was cancelled: %+v", len(jobs), jobs)
 	}
+}
+
+// goingOn tells what of a Job goes on as if its build was still there, if anything.
+func (s *stage) goingOn(t *testing.T, job made) string {
+	t.Helper()
+	if !job.gone.IsZero() {
+		return ""
+	}
+	if agent, registered := s.Service.Agent(job.name); registered && !agent.Enabled {
+		return ""
+	}
+	pods, err := s.Admin.CoreV1().Pods(job.namespace).List(t.Context(), metav1.ListOptions{LabelSelector: batchv1.JobNameLabel + "=" + job.name})
+	if err != nil {
+		return err.Error()
+	}
+	for _, pod := range pods.Items {
+		if pod.DeletionTimestamp != nil {
+			return ""
+		}
+	}
+	return fmt.Sprintf("Job %s with %d pods", job.name, len(pods.Items))
 }
 
 func (s *stage) cancelledEarly(t *testing.T) {

@@ -97,7 +97,7 @@ func (in *Installation) prepareScaler(ctx context.Context, override map[string]s
 		"AZP_AGENT_TOKEN_SECRET": tokenSecret, "AZP_AGENT_TOKEN_SECRET_KEY": tokenKey, "AZP_AGENT_CA_CONFIGMAP": caConfigMap,
 		"AZP_AGENT_CPU_REQUEST": agentCPU, "AZP_AGENT_MEMORY_REQUEST": agentMemory,
 		"AZP_ROLE_BINDINGS": in.TargetNamespace + " ClusterRole/" + targetRole,
-		"AZP_JOB_TTL":       "2s", "AZP_POLL_BUSY": "1s", "AZP_POLL_IDLE": "2s", "AZP_IDLE_LIMIT": "5s",
+		"AZP_JOB_TTL":       "2s", "AZP_POLL_BUSY": PollBusy.String(), "AZP_POLL_IDLE": PollIdle.String(), "AZP_IDLE_LIMIT": IdleLimit.String(),
 		"AZP_LOG_FORMAT": "json", "AZP_LOG_LEVEL": "debug",
 	}
 	maps.Copy(settings, override)

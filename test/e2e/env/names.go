@@ -1,5 +1,7 @@
 package env
 
+import "time"
+
 // The names of an installation, as the manifests and the documentation have them.
 const (
 	AgentsNamespace = "azp-agents"
@@ -9,6 +11,14 @@ const (
 	Pool            = "kubernetes"
 	// AgentImage is built locally and never pulled.
 	AgentImage = "azp-scaler.local/agent:env"
+)
+
+// The scaler's limits that suit a run of a minute, in the place of those that users
+// have.
+const (
+	PollBusy  = time.Second
+	PollIdle  = 2 * time.Second
+	IdleLimit = 5 * time.Second
 )
 
 const (
