@@ -238,13 +238,18 @@ func (s *stage) placeholderRemoved(t *testing.T) {
 	}
 }
 
-// apply creates or changes classes, and waits until the service knows them.
+// apply creates or changes a class, and waits until the service knows it.
 func (s *stage) apply(t *testing.T, class env.Class) {
 	t.Helper()
-	if err := s.Apply(t.Context(), class); err != nil {
+	applyIn(t, s.Installation, class)
+}
+
+func applyIn(t *testing.T, in *env.Installation, class env.Class) {
+	t.Helper()
+	if err := in.Apply(t.Context(), class); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.WaitPlaceholders(t.Context()); err != nil {
+	if err := in.WaitPlaceholders(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }

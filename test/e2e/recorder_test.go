@@ -26,9 +26,9 @@ const (
 
 // made is a Job that was there at some time; finished ones go too soon to be asked.
 type made struct {
-	name, class, version string
-	request              int64
-	gone                 time.Time // Zero as long as it is there.
+	namespace, name, class, version string
+	request                         int64
+	gone                            time.Time // Zero as long as it is there.
 }
 
 // recorder remembers every Job of every installation.
@@ -65,7 +65,7 @@ func (r *recorder) add(object any) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.jobs[job.Name] = &made{name: job.Name, class: job.Labels[classLabel], version: job.Annotations[versionAnnotation], request: requestOf(job.Name)}
+	r.jobs[job.Name] = &made{namespace: job.Namespace, name: job.Name, class: job.Labels[classLabel], version: job.Annotations[versionAnnotation], request: requestOf(job.Name)}
 }
 
 func (r *recorder) remove(object any) {
@@ -100,9 +100,9 @@ func (r *recorder) of(request int64) []made {
 	return slices.DeleteFunc(r.all(), func(job made) bool { return job.request != request })
 }
 
-// warm gives those of a class that were made for no request and are there.
-func (r *recorder) warm(class string) []made {
-	return slices.DeleteFunc(r.of(0), func(job made) bool { return job.class != class || !job.gone.IsZero() })
+// ofClass gives those of a class of an installation.
+func (r *recorder) ofClass(in *env.Installation, class string) []made {
+	return slices.DeleteFunc(r.all(), func(job made) bool { return job.namespace != in.AgentsNamespace || job.class != class })
 }
 
 // job gives the Job of an agent. It fails the test where there was none.
@@ -118,7 +118,7 @@ func (r *recorder) job(t *testing.T, agent string) made {
 }
 
 // jobForm is how Jobs, and so agents, are named.
-var jobForm = regexp.MustCompile(`^azp-[a-z0-9]{8}-\d+-(\d+)-\d+$`) //nolint:gochecknoglobals // It never changes.
+var jobForm = regexp.MustCompile(`^azp-[a-z0-9]{8}-\d+-(\d+)-\d+$`)
 
 // requestOf gives the request that a Job was made for by its name, -1 where that
 // tells none.
@@ -244,7 +244,7 @@ func (s *stage) waitJobs(t *testing.T, queued ...env.Queued) {
 // metric waits until the scaler shows a line.
 func (s *stage) metric(t *testing.T, line string) {
 	t.Helper()
-	waitForMetric(t.Context(), t, s.Env, line)
+	waitForMetric(t.Context(), t, s.Scaler, line)
 }
 
 // judge has the auditor judge the whole run.

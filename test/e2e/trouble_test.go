@@ -55,7 +55,7 @@ func TestTroubleIsShownAndPasses(t *testing.T) {
 			t.Fatal(err)
 		}
 		queued := queue(t, "wrong-image")
-		waitForMetric(ctx, t, e, `azp_scaler_agents_held_up{class="default",pool="kubernetes",reason="image-pull"} 1`)
+		waitForMetric(ctx, t, e.Scaler, `azp_scaler_agents_held_up{class="default",pool="kubernetes",reason="image-pull"} 1`)
 		waitForEvent(ctx, t, e, "image-pull", "azp-scaler.local/absent:1")
 		if err := e.Scaler.Stop(ctx); err != nil {
 			t.Fatal(err)
@@ -82,7 +82,7 @@ func TestTroubleIsShownAndPasses(t *testing.T) {
 			return "", err == nil && len(got.Status.Hard) > 0
 		})
 		queued := queue(t, "no-quota")
-		waitForMetric(ctx, t, e, `azp_scaler_agents_held_up{class="default",pool="kubernetes",reason="quota-exceeded"} 1`)
+		waitForMetric(ctx, t, e.Scaler, `azp_scaler_agents_held_up{class="default",pool="kubernetes",reason="quota-exceeded"} 1`)
 		waitForEvent(ctx, t, e, "quota-exceeded", "exceeded quota")
 		if err := quotas.Delete(ctx, quota.Name, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
@@ -120,7 +120,7 @@ func TestTroubleIsShownAndPasses(t *testing.T) {
 			t.Fatal(err)
 		}
 		queued := queue(t, "unreachable")
-		waitForMetric(ctx, t, e, `azp_scaler_polls_total{outcome="error",pool="kubernetes"}`)
+		waitForMetric(ctx, t, e.Scaler, `azp_scaler_polls_total{outcome="error",pool="kubernetes"}`)
 		e.Service.ClearFaults()
 		finish(t, queued)
 	})
@@ -155,21 +155,24 @@ func waitUntil(ctx context.Context, t *testing.T, what string, done func() (stri
 	t.Fatalf("it never came to this: %s; last seen:\n%s", what, last)
 }
 
-func waitForMetric(ctx context.Context, t *testing.T, e *env.Env, line string) {
+func waitForMetric(ctx context.Context, t *testing.T, scaler *env.Scaler, line string) {
 	t.Helper()
 	waitUntil(ctx, t, line, func() (string, bool) {
-		_, body := get(ctx, e.Scaler.URL()+"/metrics")
-		var own []string
-		for l := range strings.Lines(body) {
-			if strings.HasPrefix(l, line) {
-				return "", true
-			}
-			if name, _, _ := strings.Cut(line, "{"); strings.HasPrefix(l, name) {
-				own = append(own, l)
-			}
-		}
-		return strings.Join(own, ""), false
+		_, body := get(ctx, scaler.URL()+"/metrics")
+		name, _, _ := strings.Cut(line, "{")
+		return grep(body, name), grep(body, line) != ""
 	})
+}
+
+// grep gives the lines that begin so.
+func grep(text, prefix string) string {
+	var found strings.Builder
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, prefix) {
+			found.WriteString(line)
+		}
+	}
+	return found.String()
 }
 
 func waitForReady(ctx context.Context, t *testing.T, e *env.Env, status int, text string) {

@@ -81,12 +81,8 @@ func (e *Env) startForeign(ctx context.Context, name string, variables map[strin
 
 // Online tells whether the service sees it listening.
 func (f *Foreign) Online() bool {
-	for _, agent := range f.service.Agents(f.service.PoolID) {
-		if agent.Name == f.Name {
-			return agent.Online
-		}
-	}
-	return false
+	agent, found := f.service.Agent(f.Name)
+	return found && agent.Online
 }
 
 // Stop ends the agent and takes its registration away, as its owner does.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops/azuredevopstest"
 	"github.com/azp-scaler/azp-scaler/test/e2e/interpose"
+	"github.com/azp-scaler/azp-scaler/test/fakeagent"
 )
 
 // Installation is one scaler with what it needs: its namespaces, its account, and
@@ -144,6 +146,16 @@ func (in *Installation) Remove(ctx context.Context, names ...string) error {
 		if err != nil && !apierrors.IsNotFound(err) {
 			return fmt.Errorf("class %s: %w", name, err)
 		}
+	}
+	return nil
+}
+
+// LeaveRegistration registers an agent as the installation's own, which never comes
+// online: what is left where a pod goes before it has removed its registration.
+func (in *Installation) LeaveRegistration(ctx context.Context, name string) error {
+	agent := map[string]any{"name": name, "version": fakeagent.DefaultVersion, "maxParallelism": 1}
+	if err := in.env.Service.call(ctx, in.token, http.MethodPost, "", agent); err != nil {
+		return fmt.Errorf("leave agent %s: %w", name, err)
 	}
 	return nil
 }

@@ -1,9 +1,11 @@
 package env
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -90,26 +92,44 @@ func (s *Service) Placeholders() []string {
 	return slices.Compact(classes)
 }
 
-// RemoveAgent deletes a registration by hand, as an administrator of the pool.
-func (s *Service) RemoveAgent(ctx context.Context, name string) error {
+// Agent gives the registration of a name, where there is one.
+func (s *Service) Agent(name string) (azuredevopstest.AgentStatus, bool) {
 	for _, agent := range s.Agents(s.PoolID) {
 		if agent.Name == name {
-			if err := s.call(ctx, http.MethodDelete, fmt.Sprintf("/_apis/distributedtask/pools/%d/agents/%d", s.PoolID, agent.ID)); err != nil {
-				return fmt.Errorf("delete agent %s: %w", name, err)
-			}
+			return agent, true
 		}
+	}
+	return azuredevopstest.AgentStatus{}, false
+}
+
+// RemoveAgent deletes a registration by hand, as an administrator of the pool.
+func (s *Service) RemoveAgent(ctx context.Context, name string) error {
+	agent, found := s.Agent(name)
+	if !found {
+		return nil
+	}
+	if err := s.call(ctx, s.Token, http.MethodDelete, fmt.Sprintf("/%d", agent.ID), nil); err != nil {
+		return fmt.Errorf("delete agent %s: %w", name, err)
 	}
 	return nil
 }
 
-// call sends one request to the organisation as an administrator.
-func (s *Service) call(ctx context.Context, method, path string) error {
-	request, err := http.NewRequestWithContext(ctx, method, s.URL+path+"?api-version=7.1-preview.1", http.NoBody)
+// call sends one request about the pool's agents to the organisation.
+func (s *Service) call(ctx context.Context, token, method, path string, body any) error {
+	path = fmt.Sprintf("/_apis/distributedtask/pools/%d/agents%s", s.PoolID, path)
+	var sent bytes.Buffer
+	if body != nil {
+		if err := json.NewEncoder(&sent).Encode(body); err != nil {
+			return fmt.Errorf("%s %s: %w", method, path, err)
+		}
+	}
+	request, err := http.NewRequestWithContext(ctx, method, s.URL+path+"?api-version=7.1-preview.1", &sent)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
-	request.SetBasicAuth("", s.Token)
+	request.SetBasicAuth("", token)
 	request.Header.Set("Accept", "application/json")
+	request.Header.Set("Content-Type", "application/json")
 	response, err := s.client.Do(request)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", method, path, err)
