@@ -191,6 +191,15 @@ func (j AgentJob) Warm() bool { return j.RequestID == WarmRequest }
 // Finished reports whether its agent can run nothing any more.
 func (j AgentJob) Finished() bool { return j.JobDone || !j.Ended.IsZero() }
 
+// WaitingSince is the moment from which an agent without a build counts as waiting: since
+// it is ready, or, before that, since its Job was made.
+func (j AgentJob) WaitingSince() time.Time {
+	if j.Ready && !j.ReadySince.IsZero() {
+		return j.ReadySince
+	}
+	return j.CreatedAt
+}
+
 // Failed reports whether it ended without having run a build, for a reason that
 // counts against its class: leaving because no build came does not.
 func (j AgentJob) Failed() bool {

@@ -217,7 +217,14 @@ func (d draw) snapshot() plan.Snapshot {
 			s.Blocked[c.Name] = "role absent"
 		}
 	}
+	s.SpareSince = spareSince(s.Jobs)
 	for _, j := range s.Jobs {
+		switch d.upTo(5, "spare") {
+		case 4:
+			s.SpareSince[j.UID] = ago(d.age())
+		case 5:
+			delete(s.SpareSince, j.UID)
+		}
 		if !j.Started || j.Finished() {
 			continue
 		}

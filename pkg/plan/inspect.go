@@ -39,7 +39,7 @@ func (p *Plan) inspect(s Snapshot, n need, u supply, b balance, agents []agent) 
 	}
 	beside := make([]string, len(n.groups)) // An agent known to serve the need.
 	for i, job := range u.agents {
-		if !job.Ready || !long(waitingSince(*job)) {
+		if !job.Ready || !long(job.WaitingSince()) {
 			continue
 		}
 		_, known := s.Registered[job.Name]

@@ -107,6 +107,7 @@ func (p *Plan) order() {
 	slices.SortStableFunc(p.End, func(a, b Ending) int {
 		return cmp.Or(cmp.Compare(endRank(a.Job), endRank(b.Job)), compareJobs(&a.Job, &b.Job))
 	})
+	slices.Sort(p.Spare)
 	slices.SortFunc(p.Inspect, func(a, b agentpool.AgentJob) int { return compareJobs(&a, &b) })
 }
 

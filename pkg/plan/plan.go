@@ -52,6 +52,9 @@ type Snapshot struct {
 	// OtherPools is how many builds run, or are about to, in the other pools of this
 	// scaler: the organisation's parallel jobs are for all of them.
 	OtherPools int
+	// SpareSince says of agents that the last plan could do without since when that has
+	// been so, by UID of their Jobs.
+	SpareSince map[string]time.Time
 	// NoDeletions forbids ending anything: what we see may be out of date.
 	NoDeletions bool
 }
@@ -71,8 +74,8 @@ type Failure struct {
 type Limits struct {
 	PoolAgents        int
 	CreationsPerCycle int
-	ParallelJobs      int // The organisation's purchase: its total; 0 is unknown.
-	IdleLimit         time.Duration
+	ParallelJobs      int           // The organisation's purchase: its total; 0 is unknown.
+	IdleLimit         time.Duration // For agents beyond need.
 	MaxIdleAge        time.Duration // An idle agent older than this is replaced.
 	StartupLimit      time.Duration // From scheduled to waiting for a build.
 	HalfMadeLimit     time.Duration // For a Job that stays suspended.
@@ -90,6 +93,9 @@ type Plan struct {
 	End      []Ending
 	Disable  []agentpool.AgentJob // Claimed agents that must get no second build.
 	Skipped  []Skip
+	// Spare are the UIDs of the Jobs whose agents are beyond need. They end when that has
+	// been so for the idle limit.
+	Spare []string
 	// Inspect are agents whose registered capabilities the next plan should know.
 	Inspect []agentpool.AgentJob
 	// Mismatches are the classes whose agents lack what they claim.

@@ -57,7 +57,7 @@ func failed(j *agentpool.AgentJob) {
 
 func snapshot(requests []agentpool.JobRequest, jobs ...agentpool.AgentJob) plan.Snapshot {
 	return plan.Snapshot{
-		Now: now(), Pool: agentpool.Pool{ID: 7, Name: "k8s"}, Requests: requests, Jobs: jobs,
+		Now: now(), Pool: agentpool.Pool{ID: 7, Name: "k8s"}, Requests: requests, Jobs: jobs, SpareSince: spareSince(jobs),
 		Classes: []agentpool.AgentClass{{Name: "default", Capabilities: agentpool.NewCapabilities(map[string]string{"Agent.OS": "Linux"})}},
 		Limits: plan.Limits{
 			PoolAgents: 100, CreationsPerCycle: 250, IdleLimit: time.Minute, MaxIdleAge: time.Hour,
@@ -65,6 +65,15 @@ func snapshot(requests []agentpool.JobRequest, jobs ...agentpool.AgentJob) plan.
 			BackoffMin: 10 * time.Second, BackoffMax: 10 * time.Minute,
 		},
 	}
+}
+
+// spareSince has all agents be beyond need for as long as they wait.
+func spareSince(jobs []agentpool.AgentJob) map[string]time.Time {
+	since := map[string]time.Time{}
+	for _, job := range jobs {
+		since[job.UID] = job.WaitingSince()
+	}
+	return since
 }
 
 func requests(ids ...int64) []agentpool.JobRequest {
@@ -153,6 +162,7 @@ func TestMake(t *testing.T) {
 		"a Job being deleted is no capacity":         {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { idle(j); j.Deleting = true })), create: []int64{1}, attempts: []int{1}},
 		"surplus within the idle limit stays":        {snapshot: snapshot(nil, job(1, old(idle, 59*time.Second)), job(2, old(starting, 59*time.Second)))},
 		"surplus beyond the idle limit goes":         {snapshot: snapshot(nil, job(1, old(idle, time.Minute)), job(2, old(starting, time.Minute))), end: map[string]plan.EndReason{agentName(1): plan.EndSurplus, agentName(2): plan.EndSurplus}},
+		"what was needed until now is no surplus":    {snapshot: snapshot(nil, job(1, old(idle, time.Hour))), change: func(s *plan.Snapshot) { s.SpareSince = nil }},
 		"what starts is surplus before what waits":   {snapshot: snapshot(requests(9), job(1, old(idle, time.Hour)), job(2, old(starting, 5*time.Minute))), skip: map[int64]plan.SkipReason{9: served}, end: map[string]plan.EndReason{agentName(2): plan.EndSurplus}},
 		"an unscheduled agent is not overdue":        {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { j.CreatedAt = ago(time.Hour) })), skip: map[int64]plan.SkipReason{1: served}},
 		"one that never registers is overdue":        {snapshot: snapshot(requests(1), job(1, old(starting, 10*time.Minute))), create: []int64{1}, attempts: []int{1}, end: map[string]plan.EndReason{agentName(1): plan.EndStartupLimit}},

@@ -182,7 +182,7 @@ func (r *reference) wrongEnd(job agentpool.AgentJob, spare bool, got plan.EndRea
 		if got == "" || got == plan.EndMaxIdleAge || (got == plan.EndClassChanged && job.ClassVersion != r.classOf(job.Class).Version) {
 			return "" // So is who replaces whom.
 		}
-	case spare && r.waits(job) >= r.Limits.IdleLimit:
+	case spare && !r.SpareSince[job.UID].IsZero() && r.Now.Sub(r.SpareSince[job.UID]) >= r.Limits.IdleLimit:
 		want = plan.EndSurplus
 	}
 	if got != want {

@@ -49,6 +49,7 @@ func TestEveryRequestRunsOnce(t *testing.T) {
 		if p.made > len(want)+p.swapped {
 			t.Fatalf("%d agents were made for %d requests, of which %d ran on another's", p.made, len(want), p.swapped)
 		}
+		p.carryOut()
 		p.Now = p.Now.Add(p.Limits.IdleLimit)
 		p.carryOut()
 		for _, job := range p.Jobs {
@@ -80,6 +81,14 @@ func (p *pool) carryOut() {
 	todo := plan.Make(p.Snapshot)
 	p.made += len(todo.Create)
 	p.Snapshot = apply(p.Snapshot, todo)
+	since := map[string]time.Time{}
+	for _, uid := range todo.Spare {
+		since[uid] = p.Now
+		if before, was := p.SpareSince[uid]; was {
+			since[uid] = before
+		}
+	}
+	p.SpareSince = since
 }
 
 func (p *pool) comeUp() {

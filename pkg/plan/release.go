@@ -2,6 +2,7 @@ package plan
 
 import (
 	"slices"
+	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 )
@@ -30,6 +31,9 @@ func (p *Plan) release(s Snapshot, classes []agentpool.AgentClass, agents []agen
 	for i, job := range u.agents {
 		group := u.groups[u.group[i]]
 		k := keeping[job.Class]
+		if !u.used[i] {
+			p.Spare = append(p.Spare, job.UID)
+		}
 		switch {
 		case u.used[i]:
 		case k != nil && !group.fresh:
@@ -43,7 +47,7 @@ func (p *Plan) release(s Snapshot, classes []agentpool.AgentClass, agents []agen
 				reason = EndClassChanged
 			}
 			p.End = append(p.End, Ending{Job: *job, Reason: reason})
-		case s.Now.Sub(waitingSince(*job)) >= s.Limits.IdleLimit:
+		case spareFor(s, *job) >= s.Limits.IdleLimit:
 			p.End = append(p.End, Ending{Job: *job, Reason: EndSurplus})
 		default:
 			stay = append(stay, *job)
@@ -57,6 +61,16 @@ func (p *Plan) release(s Snapshot, classes []agentpool.AgentClass, agents []agen
 		}
 	}
 	p.makeRoom(agents, append(yield, stay...))
+}
+
+// spareFor is how long an agent has been beyond need. The need of a moment is not enough to
+// go by: the queue and the pods are never seen at the same time.
+func spareFor(s Snapshot, job agentpool.AgentJob) time.Duration {
+	since, known := s.SpareSince[job.UID]
+	if !known {
+		return 0
+	}
+	return s.Now.Sub(since)
 }
 
 // keep is what to keep of the agents of a class that a newer one is to replace: as

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 )
@@ -133,16 +132,7 @@ func readiness(job agentpool.AgentJob) int {
 // aged tells whether an agent has waited so long that a new one is to wait in its
 // place.
 func aged(s Snapshot, job agentpool.AgentJob) bool {
-	return job.Ready && s.Limits.MaxIdleAge > 0 && s.Now.Sub(waitingSince(job)) >= s.Limits.MaxIdleAge
-}
-
-// waitingSince is the moment from which an agent without a build counts as
-// waiting: since it is ready, or, before that, since its Job was made.
-func waitingSince(job agentpool.AgentJob) time.Time {
-	if job.Ready && !job.ReadySince.IsZero() {
-		return job.ReadySince
-	}
-	return job.CreatedAt
+	return job.Ready && s.Limits.MaxIdleAge > 0 && s.Now.Sub(job.WaitingSince()) >= s.Limits.MaxIdleAge
 }
 
 // overdue tells whether a starting Job has used up its time. One that no node

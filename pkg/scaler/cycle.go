@@ -23,6 +23,7 @@ func (s *Scaler) cycle(ctx context.Context) time.Duration {
 		return s.retryAfter()
 	}
 	p := plan.Make(snapshot)
+	s.memory.spare(p.Spare, snapshot.Now)
 	s.publish(snapshot, p, stale)
 	s.apply(ctx, p)
 	run(ctx, s, p.Inspect, s.inspect)

@@ -43,6 +43,10 @@ func Look(ctx context.Context, config Config, service Service, cluster Cluster, 
 			snapshot.Limits.ParallelJobs = total
 		}
 	}
+	for _, job := range jobs {
+		// Who has waited for so long has as a rule been spare for as long.
+		known.spareSince[job.UID] = job.WaitingSince()
+	}
 	known.remind(&snapshot)
 	snapshot.Disabled = known.uncounted()
 	return snapshot, lookAtAgents(read, service, known, &snapshot)

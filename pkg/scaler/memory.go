@@ -34,6 +34,8 @@ type memory struct {
 	// the same of the last one looked at of each version of a class.
 	registered map[string]agentpool.Capabilities
 	offers     map[plan.ClassVersion]offer
+	// spareSince is since when agents have been beyond need, by UID of their Jobs.
+	spareSince map[string]time.Time
 	// seen is what has been counted of a Job, by UID.
 	seen map[string]sighting
 	// orphans is when a registration without a Job was first met, by name.
@@ -74,7 +76,7 @@ func newMemory() *memory {
 		assumed: map[string]assumption{}, ending: map[string]time.Time{}, disabled: map[string]bool{},
 		givenUp: map[string]bool{}, lost: map[string]time.Time{}, rightless: map[string]bool{}, attempts: map[int64]int{}, failures: map[cause]plan.Failure{},
 		registered: map[string]agentpool.Capabilities{}, offers: map[plan.ClassVersion]offer{},
-		seen: map[string]sighting{}, orphans: map[string]time.Time{},
+		spareSince: map[string]time.Time{}, seen: map[string]sighting{}, orphans: map[string]time.Time{},
 	}
 }
 
@@ -203,6 +205,21 @@ func (m *memory) isRightless(uid string) bool {
 	return m.rightless[uid]
 }
 
+// spare records which agents are beyond need now; of those that were before it keeps since
+// when.
+func (m *memory) spare(uids []string, now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	since := make(map[string]time.Time, len(uids))
+	for _, uid := range uids {
+		since[uid] = now
+		if before, was := m.spareSince[uid]; was {
+			since[uid] = before
+		}
+	}
+	m.spareSince = since
+}
+
 // sight records what a Job has come to and tells which of it is news.
 func (m *memory) sight(job agentpool.AgentJob) (started, finished bool) {
 	m.mu.Lock()
@@ -224,6 +241,7 @@ func (m *memory) remind(snapshot *plan.Snapshot) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	snapshot.Attempts = maps.Clone(m.attempts)
+	snapshot.SpareSince = maps.Clone(m.spareSince)
 	snapshot.Failures = slices.Collect(maps.Values(m.failures))
 	snapshot.Registered = maps.Clone(m.registered)
 	snapshot.Offers = make(map[plan.ClassVersion]agentpool.Capabilities, len(m.offers))
