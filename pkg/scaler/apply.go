@@ -11,7 +11,7 @@ import (
 // apply does what the plan says. Agents are taken out of the queue first, as a
 // claimed one that is still enabled may be handed a second build at any moment.
 func (s *Scaler) apply(ctx context.Context, p plan.Plan) {
-	run(ctx, s, p.Disable, s.disable)
+	run(ctx, s, p.Disable, func(ctx context.Context, job agentpool.AgentJob) { s.disable(ctx, job) })
 	run(ctx, s, p.Create, s.create)
 	run(ctx, s, p.Complete, s.complete)
 	run(ctx, s, p.End, s.end)
@@ -121,15 +121,16 @@ func (s *Scaler) fail(job agentpool.AgentJob, why plan.EndReason) {
 	s.cluster.Report(job, true, string(reason), job.Message)
 }
 
-func (s *Scaler) disable(ctx context.Context, job agentpool.AgentJob) {
+func (s *Scaler) disable(ctx context.Context, job agentpool.AgentJob) (done bool) {
 	if s.memory.isDisabled(job.Name) {
-		return
+		return true
 	}
 	if err := s.service.DisableAgent(ctx, job.PoolID, agentpool.AgentRef{Name: job.Name}); err != nil {
 		s.log.Warn("an agent with a build can't be disabled, trying again", "job", job.Name, "error", err)
-		return
+		return false
 	}
 	s.memory.setDisabled(job.Name)
+	return true
 }
 
 // inspect finds out what an agent has registered with.

@@ -2,7 +2,11 @@ package scaler
 
 import (
 	"context"
+	"maps"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 )
@@ -12,10 +16,13 @@ const followRetry = time.Second
 
 // follow acts on what pods do, without waiting for a poll: an agent that has
 // claimed a build is disabled, and the rights of a build that has ended are
-// taken away.
+// taken away. It ends when what is under way has ended.
 func (s *Scaler) follow(ctx context.Context) error {
 	tick := time.NewTicker(followRetry)
 	defer tick.Stop()
+	claimed, ended := newErrands(s), newErrands(s)
+	defer claimed.wait()
+	defer ended.wait()
 	for {
 		select {
 		case <-ctx.Done():
@@ -23,27 +30,97 @@ func (s *Scaler) follow(ctx context.Context) error {
 		case <-s.notify:
 		case <-tick.C:
 		}
-		s.attend(ctx, s.cluster.Jobs())
+		s.attend(ctx, s.cluster.Jobs(), claimed, ended)
 	}
 }
 
-// attend goes through the Jobs once.
-func (s *Scaler) attend(ctx context.Context, jobs []agentpool.AgentJob) {
-	var claimed, ended []agentpool.AgentJob
+// attend goes through the Jobs once. It waits for nothing: taking away the rights of many
+// must not keep an agent with a build enabled.
+func (s *Scaler) attend(ctx context.Context, jobs []agentpool.AgentJob, claimed, ended *errands) {
 	for _, job := range jobs {
 		s.observe(job)
 		switch {
 		case job.Finished():
 			if !s.memory.isRightless(job.UID) {
-				ended = append(ended, job)
+				ended.start(ctx, job, s.endRights)
 			}
 		case job.RanBuild && !s.memory.isDisabled(job.Name):
-			claimed = append(claimed, job)
+			claimed.start(ctx, job, s.disable)
 		}
 	}
-	run(ctx, s, claimed, s.disable)
-	run(ctx, s, ended, s.endRights)
 }
+
+// errands are operations of one kind on Jobs, one at a time for each Job, and a few at once.
+type errands struct {
+	scaler *Scaler
+	group  errgroup.Group
+
+	mu      sync.Mutex
+	running map[string]bool      // By UID.
+	again   map[string]time.Time // When what failed may be tried again, by UID.
+	crowded bool                 // Something waits for a turn.
+}
+
+func newErrands(s *Scaler) *errands {
+	e := &errands{scaler: s, running: map[string]bool{}, again: map[string]time.Time{}}
+	e.group.SetLimit(s.config.Concurrency)
+	return e
+}
+
+// start begins an operation unless one is under way for the Job, or has just failed, or too
+// many are under way: then a later look begins it. An operation that has begun is finished
+// even when ctx ends, within the call time-out.
+func (e *errands) start(ctx context.Context, job agentpool.AgentJob, operate func(context.Context, agentpool.AgentJob) (done bool)) {
+	if !e.begin(job.UID) {
+		return
+	}
+	begun := e.group.TryGo(func() error {
+		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.scaler.config.CallTimeout)
+		defer cancel()
+		e.end(job.UID, operate(call, job))
+		return nil
+	})
+	if !begun {
+		e.postpone(job.UID)
+	}
+}
+
+func (e *errands) begin(uid string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.running[uid] || e.scaler.now().Before(e.again[uid]) {
+		return false
+	}
+	e.running[uid] = true
+	return true
+}
+
+// end leaves the turn to another.
+func (e *errands) end(uid string, done bool) {
+	now := e.scaler.now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.running, uid)
+	maps.DeleteFunc(e.again, func(_ string, at time.Time) bool { return now.After(at) })
+	if !done {
+		e.again[uid] = now.Add(followRetry)
+	}
+	if e.crowded {
+		e.crowded = false
+		e.scaler.Notify()
+	}
+}
+
+// postpone has the next operation that ends ask for another look.
+func (e *errands) postpone(uid string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.running, uid)
+	e.crowded = true
+}
+
+// wait waits for what is under way.
+func (e *errands) wait() { _ = e.group.Wait() } // The operations report for themselves.
 
 // observe counts what is new about a Job.
 func (s *Scaler) observe(job agentpool.AgentJob) {
@@ -69,12 +146,13 @@ func (s *Scaler) observe(job agentpool.AgentJob) {
 	s.log.Info("an agent has ended", "job", job.Name, "request", job.RequestID, "ran_build", job.RanBuild, "reason", job.Reason)
 }
 
-func (s *Scaler) endRights(ctx context.Context, job agentpool.AgentJob) {
+func (s *Scaler) endRights(ctx context.Context, job agentpool.AgentJob) (done bool) {
 	if err := s.cluster.EndRights(ctx, job); err != nil {
 		if s.complain.isNew("job "+job.UID+" rights", err.Error()) {
 			s.log.Warn("the rights of a build that has ended can't be taken away, trying again", "job", job.Name, "error", err)
 		}
-		return
+		return false
 	}
 	s.memory.setRightless(job.UID)
+	return true
 }

@@ -115,6 +115,35 @@ func TestAnEndThatFailsKeepsNoSecondBuildOut(t *testing.T) {
 	})
 }
 
+// TestEndingsKeepNoAgentEnabled says that an agent that claims a build is disabled at once
+// while the rights of many others are being taken away.
+func TestEndingsKeepNoAgentEnabled(t *testing.T) {
+	m := newModel(1, 2, 3, 4, 5, 6, 7, 8, 9)
+	m.rightsTime = 20 * time.Second
+	inLoop(t, m, func(c *scaler.Config) { c.Concurrency = 2 }, func(t *testing.T, b *bench) {
+		for id := range int64(9) {
+			b.start(jobName(id+1, 0))
+		}
+		for id := range int64(8) {
+			b.claim(id+1, jobName(id+1, 0))
+		}
+		after(5 * time.Second)
+		for id := range int64(8) {
+			b.finish(id + 1)
+		}
+		after(2 * time.Second)
+		b.claim(9, jobName(9, 0))
+		after(2 * time.Second)
+		if b.agent(jobName(9, 0)).Enabled {
+			t.Error("the claimed agent is still enabled")
+		}
+		after(90 * time.Second)
+		if n := b.rightsLeft(); n != 1 {
+			t.Errorf("%d builds have rights, want the running one alone", n)
+		}
+	})
+}
+
 func TestParallelJobsAreSharedBetweenPools(t *testing.T) {
 	elsewhere := 1
 	m := newModel(1, 2)

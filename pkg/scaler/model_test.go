@@ -38,6 +38,7 @@ type model struct {
 	created                                                      []string
 	reports                                                      []string
 	polls, nextAgent                                             int
+	rightsTime                                                   time.Duration
 	lacking                                                      []string // What agents do not register with, in small letters.
 	placeholderError, deleteError, withdrawError, parallelError  error
 }
@@ -374,6 +375,7 @@ func (m *model) Delete(_ context.Context, job agentpool.AgentJob) error {
 }
 
 func (m *model) EndRights(_ context.Context, job agentpool.AgentJob) error {
+	time.Sleep(m.rightsTime)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.rightsError != nil {
