@@ -14,7 +14,13 @@ const (
 	// RegistrationConfig lets the pod register itself with the pool's credential,
 	// in containers that the build cannot reach.
 	RegistrationConfig Registration = "config"
+	// RegistrationJIT has the scaler register the agent, just in time, with a key pair
+	// that is good for nothing else. The pod gets that and no credential of the pool's.
+	RegistrationJIT Registration = "jit"
 )
+
+// Registrations lists the ways of registration.
+func Registrations() []Registration { return []Registration{RegistrationConfig, RegistrationJIT} }
 
 // RoleBinding is a right that each build of a class is given.
 type RoleBinding struct {
@@ -161,6 +167,11 @@ type AgentJob struct {
 	Attempt      int   // n of the Job's name: 0 for the first Job of a request.
 	Failures     int   // Failed Jobs before this one in a row, for the back-off.
 
+	Registration Registration // Empty in Jobs of releases that knew of one way alone.
+	// AgentID is the agent's number in the pool, where the scaler registered it and the
+	// Job records that; 0 otherwise.
+	AgentID int
+
 	CreatedAt time.Time
 	Suspended bool
 	Deleting  bool
@@ -187,6 +198,12 @@ type AgentJob struct {
 
 // Warm reports whether it was made to wait, and for no request.
 func (j AgentJob) Warm() bool { return j.RequestID == WarmRequest }
+
+// Unregistered reports whether the Job lacks what only the scaler that made it could have
+// given it: it never gets an agent, and can only be replaced.
+func (j AgentJob) Unregistered() bool {
+	return j.Registration == RegistrationJIT && j.AgentID == 0
+}
 
 // Finished reports whether its agent can run nothing any more.
 func (j AgentJob) Finished() bool { return j.JobDone || !j.Ended.IsZero() }

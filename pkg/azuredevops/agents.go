@@ -131,23 +131,12 @@ const placeholderVersion = "99.999.9"
 // offline agents as registered. An agent of that name that is there already is
 // left as it is and is no error.
 func (c *Client) AddPlaceholder(ctx context.Context, poolID int, name string, claims map[string]string) error {
-	capabilities := maps.Clone(claims)
-	if capabilities == nil {
-		capabilities = map[string]string{}
-	}
-	capabilities["Agent.Name"], capabilities["Agent.Version"] = name, placeholderVersion
-	body, err := json.Marshal(map[string]any{
-		"name": name, "version": placeholderVersion, "maxParallelism": 1, "provisioningState": "Provisioned",
-		"osDescription": "never online: stands for agents that are made when they are needed", "systemCapabilities": capabilities,
-	})
+	body, err := json.Marshal(newAgent(name, placeholderVersion, "never online: stands for agents that are made when they are needed", claims, nil))
 	if err != nil {
 		return &Error{Op: OpAddAgent, Kind: ErrUnexpectedAnswer, Message: fmt.Sprintf("agent %q in pool %d", name, poolID), Err: err}
 	}
 	// A second one of the same name is refused, so it may be repeated.
-	err = c.act(ctx, request{
-		call: call{op: OpAddAgent, repeat: true}, method: http.MethodPost, location: locationAgents,
-		route: map[string]string{"poolId": strconv.Itoa(poolID)}, body: string(body),
-	})
+	err = c.act(ctx, addAgent(call{op: OpAddAgent, repeat: true}, poolID, string(body)))
 	if errors.Is(err, ErrConflict) {
 		return nil
 	}

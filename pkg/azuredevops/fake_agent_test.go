@@ -2,7 +2,6 @@ package azuredevops
 
 import (
 	"bytes"
-	"crypto/rand"
 	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
@@ -28,15 +27,11 @@ type handAgent struct {
 	session string
 }
 
-// register adds an agent to a pool with the manager's token.
+// register adds an agent to a pool with the manager's token, and signs in as the agent.
 func register(t *testing.T, client *http.Client, organisation string, poolID int, name string) *handAgent {
 	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := &handAgent{t: t, http: client, pool: fmt.Sprintf("%s/_apis/distributedtask/pools/%d", organisation, poolID)}
-	a.bearer = "Basic " + base64.StdEncoding.EncodeToString([]byte(":"+managerToken))
+	key := agentKey(t, 2048)
+	a := newHandAgent(t, client, organisation, poolID, 0)
 	var answer struct {
 		ID            int
 		Authorization struct{ ClientID, AuthorizationURL string }
@@ -45,27 +40,57 @@ func register(t *testing.T, client *http.Client, organisation string, poolID int
 		`{"name":%q,"version":"4.248.0","maxParallelism":1,"systemCapabilities":{"Agent.Version":"4.248.0","Agent.OS":"Linux"},"authorization":{"publicKey":{"exponent":"AQAB","modulus":%q}}}`,
 		name, base64.StdEncoding.EncodeToString(key.N.FillBytes(make([]byte, 256)))), &answer)
 	a.id = answer.ID
+	if status := a.signIn(key, answer.Authorization.ClientID, answer.Authorization.AuthorizationURL); status != http.StatusOK {
+		t.Fatalf("agent %s can't sign in: %d", name, status)
+	}
+	return a
+}
 
+// newHandAgent is an agent that has not signed in: what it sends has the manager's token.
+func newHandAgent(t *testing.T, client *http.Client, organisation string, poolID, id int) *handAgent {
+	t.Helper()
+	return &handAgent{
+		t: t, http: client, id: id, pool: fmt.Sprintf("%s/_apis/distributedtask/pools/%d", organisation, poolID),
+		bearer: "Basic " + base64.StdEncoding.EncodeToString([]byte(":"+managerToken)),
+	}
+}
+
+// signIn exchanges a proof of the key for a token of the agent's, and gives the status.
+func (a *handAgent) signIn(key *rsa.PrivateKey, clientID, authorizationURL string) int {
+	a.t.Helper()
 	now := time.Now()
 	assertion, err := jwt.NewWithClaims(jwt.SigningMethodRS256, jwt.RegisteredClaims{
-		Issuer: answer.Authorization.ClientID, Subject: answer.Authorization.ClientID, Audience: jwt.ClaimStrings{answer.Authorization.AuthorizationURL},
+		Issuer: clientID, Subject: clientID, Audience: jwt.ClaimStrings{authorizationURL},
 		ID: uuid.NewString(), NotBefore: jwt.NewNumericDate(now), ExpiresAt: jwt.NewNumericDate(now.Add(5 * time.Minute)),
 	}).SignedString(key)
 	if err != nil {
-		t.Fatal(err)
+		a.t.Fatal(err)
 	}
 	form := url.Values{"grant_type": {"client_credentials"}, "client_assertion": {assertion}, "client_assertion_type": {"urn:ietf:params:oauth:client-assertion-type:jwt-bearer"}}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, answer.Authorization.AuthorizationURL, strings.NewReader(form.Encode()))
+	req, err := http.NewRequestWithContext(a.t.Context(), http.MethodPost, authorizationURL, strings.NewReader(form.Encode()))
 	if err != nil {
-		t.Fatal(err)
+		a.t.Fatal(err)
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	resp, err := a.http.Do(req)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer drop(resp.Body)
 	var token struct {
 		AccessToken string `json:"access_token"`
 	}
-	a.do(req, &token)
-	a.bearer = "Bearer " + token.AccessToken
-	return a
+	if resp.StatusCode == http.StatusOK {
+		text, err := io.ReadAll(resp.Body)
+		if err == nil {
+			err = json.Unmarshal(trimMark(text), &token)
+		}
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		a.bearer = "Bearer " + token.AccessToken
+	}
+	return resp.StatusCode
 }
 
 // connect opens a session: from then on the agent is online.
