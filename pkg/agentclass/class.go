@@ -6,6 +6,7 @@
 package agentclass
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -42,6 +43,7 @@ type Defaults struct {
 	AgentRoot        string
 	IgnoredVariables []string // Not published by agents as capabilities.
 	GracePeriod      time.Duration
+	Registration     agentpool.Registration
 }
 
 // FromTemplate makes the class of the simplest install, which is described by no
@@ -50,7 +52,7 @@ func FromTemplate(name string, template batchv1.JobTemplateSpec, claims map[stri
 	class := Class{
 		AgentClass: agentpool.AgentClass{
 			Name: name, MinIdle: minIdle, RoleBindings: bindings,
-			Registration: agentpool.RegistrationConfig, GracePeriod: defaults.GracePeriod,
+			Registration: cmp.Or(defaults.Registration, agentpool.RegistrationConfig), GracePeriod: defaults.GracePeriod,
 		},
 		Template: template,
 	}

@@ -141,7 +141,7 @@ func TestWhatIsWrong(t *testing.T) {
 		"no namespace":         {annotations: []string{"role-bindings", "Shop_1 Role/edit"}, want: []string{"role-bindings", `"Shop_1 Role/edit"`, `"Shop_1"`}},
 		"the agents' own":      {annotations: []string{"role-bindings", "azp-agents Role/edit"}, want: []string{"role-bindings", `"azp-agents Role/edit"`, "token", "shop ClusterRole/edit"}},
 		"a role twice":         {annotations: []string{"role-bindings", "shop Role/a\nshop Role/a"}, want: []string{"role-bindings", `"shop Role/a"`, "twice"}},
-		"registered by magic":  {annotations: []string{"registration", "magic"}, want: []string{"registration", `"magic"`, `"config"`}},
+		"registered by magic":  {annotations: []string{"registration", "magic"}, want: []string{"registration", `"magic"`, `"jit"`}},
 		"a bare number":        {annotations: []string{"grace-period", "3600"}, want: []string{"grace-period", `"3600"`, "unit", `"2h"`}},
 		"a short grace":        {annotations: []string{"grace-period", "30s"}, want: []string{"grace-period", `"30s"`, "2m0s"}},
 		"an eternal grace":     {annotations: []string{"grace-period", "169h"}, want: []string{"grace-period", `"169h"`, "168h"}},

@@ -1,6 +1,7 @@
 package agentclass
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -33,7 +34,7 @@ func Parse(cronJob *batchv1.CronJob, defaults Defaults) (Class, error) {
 	r := &reader{annotations: cronJob.Annotations}
 	class := Class{
 		AgentClass: agentpool.AgentClass{
-			Name: cronJob.Name, Registration: agentpool.RegistrationConfig, GracePeriod: defaults.GracePeriod,
+			Name: cronJob.Name, Registration: cmp.Or(defaults.Registration, agentpool.RegistrationConfig), GracePeriod: defaults.GracePeriod,
 		},
 		Template: cronJob.Spec.JobTemplate,
 	}
@@ -50,7 +51,9 @@ func Parse(cronJob *batchv1.CronJob, defaults Defaults) (Class, error) {
 	}
 	class.Priority = r.number(AnnotationPriority, -mostPriority, mostPriority)
 	class.RoleBindings = r.roleBindings(cronJob.Namespace)
-	r.registration()
+	if way := r.registration(); way != "" {
+		class.Registration = way
+	}
 	if grace := r.grace(); grace > 0 {
 		class.GracePeriod = grace
 	}
@@ -224,11 +227,17 @@ func (r *reader) roleBindings(namespace string) []agentpool.RoleBinding {
 	return bindings
 }
 
-func (r *reader) registration() {
+// registration gives nothing where there is none.
+func (r *reader) registration() agentpool.Registration {
 	text, given := r.annotations[AnnotationRegistration]
-	if given && agentpool.Registration(strings.TrimSpace(text)) != agentpool.RegistrationConfig {
-		r.wrong(AnnotationRegistration, "is no way of registration")
+	if !given {
+		return ""
 	}
+	way := agentpool.Registration(strings.TrimSpace(text))
+	if !slices.Contains(agentpool.Registrations(), way) {
+		r.wrong(AnnotationRegistration, "is no way of registration, which are config and jit")
+	}
+	return way
 }
 
 // grace gives 0 where there is none.

@@ -124,6 +124,7 @@ func (b *builder) annotations(request agentpool.JobRequest, failures int) (map[s
 		AnnotationClassVersion:   b.class.Version,
 		AnnotationCapabilities:   string(claims),
 		AnnotationFailures:       strconv.Itoa(failures),
+		AnnotationRegistration:   string(cmp.Or(b.class.Registration, agentpool.RegistrationConfig)),
 		AnnotationPool:           b.settings.Identity.Pool.Name,
 		AnnotationPipeline:       request.Definition.Name,
 		AnnotationRunURL:         request.Run.URL,
@@ -161,6 +162,15 @@ func check(s Settings, class agentpool.AgentClass, template batchv1.JobTemplateS
 	}
 	if request.ID < agentpool.WarmRequest || n < 0 || failures < 0 {
 		bad("request %d, attempt %d, failures %d: none may be negative", request.ID, n, failures)
+	}
+	switch class.Registration {
+	case "", agentpool.RegistrationConfig:
+	case agentpool.RegistrationJIT:
+		if s.AgentSource == SourceDownload {
+			bad("registration %q: the agent program has to be in the image: only the pool's credential could download it", class.Registration)
+		}
+	default:
+		bad("registration %q: want one of %v", class.Registration, agentpool.Registrations())
 	}
 	for _, binding := range class.RoleBindings {
 		switch binding.Namespace {

@@ -108,16 +108,18 @@ func TestBuildGolden(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		settings agentjob.Settings
+		class    agentpool.AgentClass
 		template batchv1.JobTemplateSpec
 		attempt  int
 		failures int
 	}{
-		"default": {settings(), template(), 0, 0},
-		"class":   {rich, richTemplate(), 2, 1},
+		"default": {settings(), class(), template(), 0, 0},
+		"class":   {rich, class(), richTemplate(), 2, 1},
+		"jit":     {settings(), jit(), template(), 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			job, err := agentjob.Build(c.settings, class(), c.template, request(), c.attempt, c.failures)
+			job, err := agentjob.Build(c.settings, c.class, c.template, request(), c.attempt, c.failures)
 			if err != nil {
 				t.Fatal(err)
 			}

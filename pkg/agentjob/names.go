@@ -57,6 +57,11 @@ const (
 	// AnnotationRightsEnded says when the build's rights were taken back, in RFC
 	// 3339. It spares every later look at the same finished Job the same calls.
 	AnnotationRightsEnded = Prefix + "rights-ended"
+	// AnnotationRegistration says how the Job's agent comes to be known to the pool.
+	AnnotationRegistration = Prefix + "registration"
+	// AnnotationAgentID is the number that the agent was given in the pool, where the
+	// scaler has registered it. A Job that is to have it and has not was left half-made.
+	AnnotationAgentID = Prefix + "agent-id"
 )
 
 // namePrefix begins the name of every Job, and so of every agent.

@@ -10,6 +10,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 )
 
 // The containers of ours beside the agent's.
@@ -91,9 +93,15 @@ func (b *builder) overlay(pod *corev1.PodSpec) {
 	for i := range pod.Containers {
 		secureContainer(&pod.Containers[i])
 	}
-	pod.InitContainers = append([]corev1.Container{b.remove(*agent), b.configure(*agent)}, pod.InitContainers...)
+	if !b.jit() {
+		pod.InitContainers = append([]corev1.Container{b.remove(*agent), b.configure(*agent)}, pod.InitContainers...)
+	}
 	pod.Volumes = append(pod.Volumes, b.volumes()...)
 }
+
+// jit reports whether the scaler registers the agent. The pod then holds no credential of
+// the pool's, and no container of ours beside the build's.
+func (b *builder) jit() bool { return b.class.Registration == agentpool.RegistrationJIT }
 
 // securePod fills in what the class leaves open, so that the pod passes the Pod
 // Security level "restricted". What a class sets itself is its own decision.
@@ -139,18 +147,19 @@ func (b *builder) overlayAgent(agent *corev1.Container) {
 		// The init process reaps what builds leave behind.
 		agent.Command = []string{"tini", "--", entrypoint, "run"}
 	}
-	b.setEnvironment(agent, map[string]string{
+	own := map[string]string{
 		"AZP_HANDOVER_DIR":  handoverDir,
-		"AZP_VERDICT_DIR":   verdictDir,
-		"AZP_CLAIMED_DIR":   claimedDir,
 		"AZP_PROBE_ADDRESS": ":" + strconv.Itoa(probePort),
 		"AZP_HANG_LIMIT":    text(b.settings.HangLimit),
-	})
-	mounts := []corev1.VolumeMount{
-		{Name: volumeHandover, MountPath: handoverDir, ReadOnly: true},
-		{Name: volumeVerdict, MountPath: verdictDir, ReadOnly: true},
-		{Name: volumeClaimed, MountPath: claimedDir},
+		"AZP_REGISTRATION":  string(cmp.Or(b.class.Registration, agentpool.RegistrationConfig)),
 	}
+	mounts := []corev1.VolumeMount{{Name: volumeHandover, MountPath: handoverDir, ReadOnly: true}}
+	if !b.jit() {
+		own["AZP_VERDICT_DIR"], own["AZP_CLAIMED_DIR"] = verdictDir, claimedDir
+		mounts = append(mounts, corev1.VolumeMount{Name: volumeVerdict, MountPath: verdictDir, ReadOnly: true},
+			corev1.VolumeMount{Name: volumeClaimed, MountPath: claimedDir})
+	}
+	b.setEnvironment(agent, own)
 	agent.VolumeMounts = append(agent.VolumeMounts, slices.Concat(mounts, b.agentMounts(), b.caMounts())...)
 	probe := func(path string, failures int32) *corev1.Probe {
 		return &corev1.Probe{
@@ -237,7 +246,7 @@ func (b *builder) configure(agent corev1.Container) corev1.Container {
 		}, b.agentMounts(), b.caMounts()),
 	}
 	secureContainer(&c)
-	ours := []string{"AZP_VERDICT_DIR", "AZP_CLAIMED_DIR", "AZP_PROBE_ADDRESS", "AZP_HANG_LIMIT"}
+	ours := []string{"AZP_VERDICT_DIR", "AZP_CLAIMED_DIR", "AZP_PROBE_ADDRESS", "AZP_HANG_LIMIT", "AZP_REGISTRATION"}
 	c.Env = slices.DeleteFunc(c.Env, func(v corev1.EnvVar) bool { return slices.Contains(ours, v.Name) })
 	b.setEnvironment(&c, map[string]string{
 		"AZP_TOKEN_FILE":       tokenDir + "/" + b.settings.TokenKey,
@@ -387,13 +396,14 @@ func (b *builder) caMounts() []corev1.VolumeMount {
 
 // volumes are those by which the containers hand over, and what they are given.
 func (b *builder) volumes() []corev1.Volume {
-	volumes := []corev1.Volume{{Name: volumeToken, VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
-		SecretName:  b.settings.TokenSecret,
-		DefaultMode: new(int32(0o440)),
-		Items:       []corev1.KeyToPath{{Key: b.settings.TokenKey, Path: b.settings.TokenKey}},
-	}}}}
-	for _, name := range []string{volumeRegistration, volumeHandover, volumeVerdict, volumeClaimed} {
-		volumes = append(volumes, emptyDir(name, corev1.StorageMediumMemory, exchangeLimit))
+	var volumes []corev1.Volume
+	if b.jit() {
+		volumes = append(volumes, secretVolume(volumeHandover, b.name, fileAgent, fileCredentials, fileKey))
+	} else {
+		volumes = append(volumes, secretVolume(volumeToken, b.settings.TokenSecret, b.settings.TokenKey))
+		for _, name := range []string{volumeRegistration, volumeHandover, volumeVerdict, volumeClaimed} {
+			volumes = append(volumes, emptyDir(name, corev1.StorageMediumMemory, exchangeLimit))
+		}
 	}
 	if b.settings.AgentSource == SourceDownload {
 		volumes = append(volumes, emptyDir(volumeAgent, corev1.StorageMediumDefault, agentVolumeLimit))
@@ -406,6 +416,17 @@ func (b *builder) volumes() []corev1.Volume {
 		}}})
 	}
 	return volumes
+}
+
+// secretVolume shows keys of a Secret to the volume's group.
+func secretVolume(name, secret string, keys ...string) corev1.Volume {
+	items := make([]corev1.KeyToPath, 0, len(keys))
+	for _, key := range keys {
+		items = append(items, corev1.KeyToPath{Key: key, Path: key})
+	}
+	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
+		SecretName: secret, DefaultMode: new(int32(0o440)), Items: items,
+	}}}
 }
 
 func emptyDir(name string, medium corev1.StorageMedium, limit string) corev1.Volume {

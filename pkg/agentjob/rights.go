@@ -32,14 +32,11 @@ func ServiceAccount(job *batchv1.Job) (*corev1.ServiceAccount, error) {
 	account := &corev1.ServiceAccount{
 		TypeMeta: metav1.TypeMeta{APIVersion: corev1.SchemeGroupVersion.String(), Kind: "ServiceAccount"},
 		ObjectMeta: metav1.ObjectMeta{
-			Name:        job.Name,
-			Namespace:   job.Namespace,
-			Labels:      labels,
-			Annotations: maps.Clone(extra.Annotations),
-			// Not a controller, and never blocking: an uninstall must not hang.
-			OwnerReferences: []metav1.OwnerReference{{
-				APIVersion: batchv1.SchemeGroupVersion.String(), Kind: "Job", Name: job.Name, UID: job.UID,
-			}},
+			Name:            job.Name,
+			Namespace:       job.Namespace,
+			Labels:          labels,
+			Annotations:     maps.Clone(extra.Annotations),
+			OwnerReferences: []metav1.OwnerReference{ownedBy(job)},
 		},
 		// The pod mounts the token itself, where it is wanted.
 		AutomountServiceAccountToken: new(false),
@@ -48,6 +45,12 @@ func ServiceAccount(job *batchv1.Job) (*corev1.ServiceAccount, error) {
 		account.ImagePullSecrets = append(account.ImagePullSecrets, corev1.LocalObjectReference{Name: name})
 	}
 	return account, nil
+}
+
+// ownedBy has an object go with the Job. It is not a controller, and never blocking: an
+// uninstall must not hang.
+func ownedBy(job *batchv1.Job) metav1.OwnerReference {
+	return metav1.OwnerReference{APIVersion: batchv1.SchemeGroupVersion.String(), Kind: "Job", Name: job.Name, UID: job.UID}
 }
 
 // RoleBindings makes the rights of one build from what its Job records. The Job

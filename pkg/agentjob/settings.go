@@ -32,6 +32,7 @@ const (
 	DefaultUID          = 1000
 	DefaultGID          = 1000
 	DefaultAgentRoot    = "/azp/agent"
+	defaultWorkDir      = "_work"
 	DefaultTTL          = time.Hour
 	DefaultStartupLimit = 10 * time.Minute
 	DefaultGracePeriod  = time.Hour

@@ -144,6 +144,16 @@ func TestEndingsKeepNoAgentEnabled(t *testing.T) {
 	})
 }
 
+func TestParallelJobsAreRespected(t *testing.T) {
+	m := newModel(1, 2, 3)
+	m.parallel = 2
+	inLoop(t, m, nil, func(t *testing.T, b *bench) {
+		if len(b.made()) != 2 {
+			t.Errorf("want 2 agents for 2 parallel jobs, made %v", b.made())
+		}
+	})
+}
+
 func TestParallelJobsAreSharedBetweenPools(t *testing.T) {
 	elsewhere := 1
 	m := newModel(1, 2)
