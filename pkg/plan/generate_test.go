@@ -124,6 +124,9 @@ func (d draw) shape(j *agentpool.AgentJob) {
 	switch shape {
 	case 0:
 		j.Suspended, j.PodName = true, ""
+		if d.one(3, "registered by the scaler") {
+			j.Registration, j.AgentID = agentpool.RegistrationJIT, d.upTo(1, "agent")
+		}
 		return
 	case 1:
 		return
@@ -197,6 +200,8 @@ func (d draw) snapshot() plan.Snapshot {
 	s.Registered = map[string]agentpool.Capabilities{}
 	s.Disabled = map[string]bool{}
 	s.Attempts = map[int64]int{}
+	s.Abandoned = map[string]bool{}
+	s.Limits.UnregisteredLimit = time.Minute
 	s.Blocked = map[string]string{}
 	for i := range d.upTo(20, "jobs") {
 		s.Jobs = append(s.Jobs, d.job(i))
@@ -233,6 +238,11 @@ func (d draw) snapshot() plan.Snapshot {
 			s.Registered[j.Name] = d.capabilities("registered")
 		case 9:
 			s.Disabled[j.Name] = true
+		}
+	}
+	for _, j := range s.Jobs {
+		if j.Suspended && d.one(4, "abandoned") {
+			s.Abandoned[j.UID] = true
 		}
 	}
 	for range d.upTo(6, "remembered") {

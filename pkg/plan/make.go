@@ -38,7 +38,7 @@ func (p *Plan) attend(s Snapshot, agents []agent) []*agentpool.AgentJob {
 				p.End = append(p.End, Ending{Job: *a.job, Reason: reason})
 				continue
 			}
-			if a.job.Suspended {
+			if a.job.Suspended && !a.job.Unregistered() {
 				p.Complete = append(p.Complete, *a.job)
 			}
 			capacity = append(capacity, a.job)

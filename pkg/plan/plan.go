@@ -55,6 +55,8 @@ type Snapshot struct {
 	// SpareSince says of agents that the last plan could do without since when that has
 	// been so, by UID of their Jobs.
 	SpareSince map[string]time.Time
+	// Abandoned are the UIDs of half-made Jobs whose maker is known to be gone.
+	Abandoned map[string]bool
 	// NoDeletions forbids ending anything: what we see may be out of date.
 	NoDeletions bool
 }
@@ -79,6 +81,9 @@ type Limits struct {
 	MaxIdleAge        time.Duration // An idle agent older than this is replaced.
 	StartupLimit      time.Duration // From scheduled to waiting for a build.
 	HalfMadeLimit     time.Duration // For a Job that stays suspended.
+	// UnregisteredLimit is for a suspended Job without the agent that its maker was to
+	// register: longer than that has no maker at work.
+	UnregisteredLimit time.Duration
 	BackoffMin        time.Duration
 	BackoffMax        time.Duration
 	// MismatchLimit is how long a request may wait beside an idle agent that is
@@ -128,6 +133,9 @@ const (
 	EndMaxIdleAge   EndReason = "max-idle-age"
 	EndStartupLimit EndReason = "startup-limit"
 	EndHalfMade     EndReason = "half-made"
+	// EndUnregistered replaces a Job whose agent was to be registered by a scaler that is
+	// gone: only that one had what the agent signs in with.
+	EndUnregistered EndReason = "unregistered"
 	// EndWithdrawn goes on with an agent that was disabled to be ended when
 	// somebody crashed; it can get no build any more.
 	EndWithdrawn EndReason = "withdrawn"
@@ -141,7 +149,7 @@ const (
 // EndReasons lists every EndReason.
 func EndReasons() []EndReason {
 	return []EndReason{
-		EndSurplus, EndMaxIdleAge, EndStartupLimit, EndHalfMade, EndWithdrawn, EndMakeRoom, EndClassChanged,
+		EndSurplus, EndMaxIdleAge, EndStartupLimit, EndHalfMade, EndWithdrawn, EndMakeRoom, EndClassChanged, EndUnregistered,
 	}
 }
 

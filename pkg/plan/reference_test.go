@@ -69,7 +69,10 @@ func (r *reference) phase(job agentpool.AgentJob) agentpool.Phase {
 
 // overdue is why a starting agent is given up; empty where it is not.
 func (r *reference) overdue(job agentpool.AgentJob) plan.EndReason {
+	forgotten := r.Abandoned[job.UID] || r.Now.Sub(job.CreatedAt) >= r.Limits.UnregisteredLimit
 	switch {
+	case job.Suspended && job.Registration == agentpool.RegistrationJIT && job.AgentID == 0 && forgotten:
+		return plan.EndUnregistered
 	case job.Suspended && r.Now.Sub(job.CreatedAt) >= r.Limits.HalfMadeLimit:
 		return plan.EndHalfMade
 	case !job.Ready && !job.Scheduled.IsZero() && r.Now.Sub(job.Scheduled) >= r.Limits.StartupLimit:

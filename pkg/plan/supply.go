@@ -139,6 +139,9 @@ func aged(s Snapshot, job agentpool.AgentJob) bool {
 // has taken is never overdue: a cluster autoscaler may be at work.
 func overdue(s Snapshot, job agentpool.AgentJob) (EndReason, bool) {
 	switch {
+	case job.Suspended && job.Unregistered() && (s.Abandoned[job.UID] ||
+		s.Limits.UnregisteredLimit > 0 && s.Now.Sub(job.CreatedAt) >= s.Limits.UnregisteredLimit):
+		return EndUnregistered, true
 	case job.Suspended && s.Limits.HalfMadeLimit > 0 && s.Now.Sub(job.CreatedAt) >= s.Limits.HalfMadeLimit:
 		return EndHalfMade, true
 	case !job.Ready && !job.Scheduled.IsZero() && s.Limits.StartupLimit > 0 &&

@@ -99,6 +99,9 @@ func (s *Scaler) end(ctx context.Context, ending plan.Ending) {
 			return
 		}
 	}
+	if deleted && job.Registration == agentpool.RegistrationJIT {
+		s.deregister(ctx, job)
+	}
 	s.memory.end(job, s.now())
 	s.metrics.agentEnded(job, s.config.Pool.Name, ending.Reason)
 	if ending.Reason == plan.EndStartupLimit || ending.Reason == plan.EndHalfMade {

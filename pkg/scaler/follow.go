@@ -14,15 +14,20 @@ import (
 // followRetry is how soon what failed is tried again when no Job changes.
 const followRetry = time.Second
 
+// deregisterRetry is how soon the service is asked again to let go of an agent: one whose
+// build was cut off keeps it until its lock lapses.
+const deregisterRetry = 10 * time.Second
+
 // follow acts on what pods do, without waiting for a poll: an agent that has
 // claimed a build is disabled, and the rights of a build that has ended are
 // taken away. It ends when what is under way has ended.
 func (s *Scaler) follow(ctx context.Context) error {
 	tick := time.NewTicker(followRetry)
 	defer tick.Stop()
-	claimed, ended := newErrands(s), newErrands(s)
+	claimed, ended, leaving := newErrands(s, followRetry), newErrands(s, followRetry), newErrands(s, deregisterRetry)
 	defer claimed.wait()
 	defer ended.wait()
+	defer leaving.wait()
 	for {
 		select {
 		case <-ctx.Done():
@@ -30,15 +35,18 @@ func (s *Scaler) follow(ctx context.Context) error {
 		case <-s.notify:
 		case <-tick.C:
 		}
-		s.attend(ctx, s.cluster.Jobs(), claimed, ended)
+		s.attend(ctx, s.cluster.Jobs(), claimed, ended, leaving)
 	}
 }
 
 // attend goes through the Jobs once. It waits for nothing: taking away the rights of many
 // must not keep an agent with a build enabled.
-func (s *Scaler) attend(ctx context.Context, jobs []agentpool.AgentJob, claimed, ended *errands) {
+func (s *Scaler) attend(ctx context.Context, jobs []agentpool.AgentJob, claimed, ended, leaving *errands) {
 	for _, job := range jobs {
 		s.observe(job)
+		if s.isToDeregister(job) {
+			leaving.start(ctx, job, s.deregister)
+		}
 		switch {
 		case job.Finished():
 			if !s.memory.isRightless(job.UID) {
@@ -50,9 +58,37 @@ func (s *Scaler) attend(ctx context.Context, jobs []agentpool.AgentJob, claimed,
 	}
 }
 
+// isToDeregister reports whether an agent that the scaler has registered is to be taken out
+// of the pool: its container has ended, or its pod is told to end while it waits, and then
+// no build may come any more.
+func (s *Scaler) isToDeregister(job agentpool.AgentJob) bool {
+	over := job.Finished() || (job.Deleting && !job.RanBuild)
+	return job.Registration == agentpool.RegistrationJIT && over && !s.memory.isDeregistered(job.UID)
+}
+
+// deregister takes an agent that the scaler has registered out of the pool, unless it has a
+// build: then, or if it fails, it is tried again. What no Job shows any more is for the sweep.
+func (s *Scaler) deregister(ctx context.Context, job agentpool.AgentJob) (done bool) {
+	gone, err := s.service.WithdrawAgent(ctx, job.PoolID, agentpool.AgentRef{ID: job.AgentID, Name: job.Name})
+	subject := "job " + job.UID + " registration"
+	switch {
+	case err != nil:
+		if s.complain.isNew(subject, err.Error()) {
+			s.log.Warn("the registration of an agent that ends can't be removed, trying again", "job", job.Name, "error", err)
+		}
+	case gone:
+		s.complain.isNew(subject, "")
+		s.memory.setDeregistered(job.UID)
+	default:
+		s.memory.setDisabled(job.Name)
+	}
+	return gone
+}
+
 // errands are operations of one kind on Jobs, one at a time for each Job, and a few at once.
 type errands struct {
 	scaler *Scaler
+	retry  time.Duration // After a failure.
 	group  errgroup.Group
 
 	mu      sync.Mutex
@@ -61,8 +97,8 @@ type errands struct {
 	crowded bool                 // Something waits for a turn.
 }
 
-func newErrands(s *Scaler) *errands {
-	e := &errands{scaler: s, running: map[string]bool{}, again: map[string]time.Time{}}
+func newErrands(s *Scaler, retry time.Duration) *errands {
+	e := &errands{scaler: s, retry: retry, running: map[string]bool{}, again: map[string]time.Time{}}
 	e.group.SetLimit(s.config.Concurrency)
 	return e
 }
@@ -103,7 +139,7 @@ func (e *errands) end(uid string, done bool) {
 	delete(e.running, uid)
 	maps.DeleteFunc(e.again, func(_ string, at time.Time) bool { return now.After(at) })
 	if !done {
-		e.again[uid] = now.Add(followRetry)
+		e.again[uid] = now.Add(e.retry)
 	}
 	if e.crowded {
 		e.crowded = false

@@ -27,6 +27,12 @@ type memory struct {
 	lost map[string]time.Time
 	// rightless holds the UIDs of Jobs whose rights have been ended.
 	rightless map[string]bool
+	// deregistered holds the UIDs of Jobs whose agents the scaler has registered and has
+	// taken out of the pool again.
+	deregistered map[string]bool
+	// abandoned holds the UIDs of Jobs that an earlier life of this scaler left without the
+	// agent that it was to register.
+	abandoned map[string]bool
 	// attempts and failures outlive the Jobs that they come from.
 	attempts map[int64]int
 	failures map[cause]plan.Failure
@@ -76,16 +82,24 @@ func newMemory() *memory {
 		assumed: map[string]assumption{}, ending: map[string]time.Time{}, disabled: map[string]bool{},
 		givenUp: map[string]bool{}, lost: map[string]time.Time{}, rightless: map[string]bool{}, attempts: map[int64]int{}, failures: map[cause]plan.Failure{},
 		registered: map[string]agentpool.Capabilities{}, offers: map[plan.ClassVersion]offer{},
-		spareSince: map[string]time.Time{}, seen: map[string]sighting{}, orphans: map[string]time.Time{},
+		spareSince: map[string]time.Time{}, deregistered: map[string]bool{}, abandoned: map[string]bool{},
+		seen: map[string]sighting{}, orphans: map[string]time.Time{},
 	}
 }
 
-// seed takes what is there at the start as counted already.
+// seed takes what is there at the start as counted already. Registrations of Jobs that have
+// ended were taken back by an earlier life, or are left to the sweep.
 func (m *memory) seed(jobs []agentpool.AgentJob) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, job := range jobs {
 		m.seen[job.UID] = sighting{started: hasStarted(job), finished: job.Finished()}
+		if job.Finished() {
+			m.deregistered[job.UID] = true
+		}
+		if job.Suspended && job.Unregistered() {
+			m.abandoned[job.UID] = true
+		}
 	}
 }
 
@@ -220,6 +234,18 @@ func (m *memory) spare(uids []string, now time.Time) {
 	m.spareSince = since
 }
 
+func (m *memory) isDeregistered(uid string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.deregistered[uid]
+}
+
+func (m *memory) setDeregistered(uid string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.deregistered[uid] = true
+}
+
 // sight records what a Job has come to and tells which of it is news.
 func (m *memory) sight(job agentpool.AgentJob) (started, finished bool) {
 	m.mu.Lock()
@@ -242,6 +268,7 @@ func (m *memory) remind(snapshot *plan.Snapshot) {
 	defer m.mu.Unlock()
 	snapshot.Attempts = maps.Clone(m.attempts)
 	snapshot.SpareSince = maps.Clone(m.spareSince)
+	snapshot.Abandoned = maps.Clone(m.abandoned)
 	snapshot.Failures = slices.Collect(maps.Values(m.failures))
 	snapshot.Registered = maps.Clone(m.registered)
 	snapshot.Offers = make(map[plan.ClassVersion]agentpool.Capabilities, len(m.offers))
@@ -342,6 +369,8 @@ func (m *memory) forget(jobs []agentpool.AgentJob, requests []agentpool.JobReque
 		ids[request.ID] = true
 	}
 	drop(m.rightless, uids)
+	drop(m.deregistered, uids)
+	drop(m.abandoned, uids)
 	drop(m.seen, uids)
 	drop(m.disabled, names)
 	drop(m.givenUp, names)

@@ -37,8 +37,9 @@ type model struct {
 	parallel                                                     int
 	created                                                      []string
 	reports                                                      []string
-	polls, nextAgent                                             int
 	rightsTime                                                   time.Duration
+	polls, nextAgent, withdrawn                                  int
+	before                                                       func()   // Called when virtual time begins.
 	lacking                                                      []string // What agents do not register with, in small letters.
 	placeholderError, deleteError, withdrawError, parallelError  error
 }
@@ -72,8 +73,12 @@ func (m *model) start(name string) {
 		job := m.jobs[name]
 		job.PodName, job.Scheduled, job.Started, job.Ready, job.ReadySince = name+"-pod", time.Now(), true, true, time.Now()
 		m.jobs[name] = job
-		m.nextAgent++
-		m.agents[name] = agentpool.Agent{ID: m.nextAgent, Name: name, Online: true, Enabled: true, Capabilities: m.offered(job)}
+		id := job.AgentID
+		if id == 0 {
+			m.nextAgent++
+			id = m.nextAgent
+		}
+		m.agents[name] = agentpool.Agent{ID: id, Name: name, Online: true, Enabled: true, Capabilities: m.offered(job)}
 	})
 }
 
@@ -153,6 +158,8 @@ func (m *model) registered() int {
 	})
 }
 
+func (m *model) withdrawals() int { return read(m, func() int { return m.withdrawn }) }
+
 func (m *model) pollCount() int { return read(m, func() int { return m.polls }) }
 
 func (m *model) agent(name string) agentpool.Agent {
@@ -219,6 +226,7 @@ func (m *model) disable(name string) {
 func (m *model) WithdrawAgent(_ context.Context, _ int, ref agentpool.AgentRef) (bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.withdrawn++
 	if m.withdrawError != nil {
 		return false, m.withdrawError
 	}
@@ -331,8 +339,13 @@ func (m *model) create(c plan.Creation) agentpool.AgentJob {
 	}
 	for _, class := range m.classes.Usable {
 		if class.Name == c.Class {
-			job.ClassVersion, job.Capabilities = class.Version, class.Capabilities
+			job.ClassVersion, job.Capabilities, job.Registration = class.Version, class.Capabilities, class.Registration
 		}
+	}
+	if job.Registration == agentpool.RegistrationJIT {
+		m.nextAgent++
+		job.AgentID = m.nextAgent
+		m.agents[job.Name] = agentpool.Agent{ID: job.AgentID, Name: job.Name, Enabled: true, Capabilities: m.offered(job)}
 	}
 	m.created = append(m.created, job.Name)
 	m.jobs[job.Name] = job

@@ -60,6 +60,9 @@ func begin(t *testing.T, m *model, change func(*scaler.Config)) *bench {
 	}
 	m.queue(m.initial...)
 	m.initial = nil
+	if m.before != nil {
+		m.before()
+	}
 	b := &bench{model: m, registry: prometheus.NewPedanticRegistry(), log: &safeBuffer{}}
 	b.scaler = scaler.New(c, m, m, scaler.NewMetrics(b.registry), slog.New(slog.NewTextHandler(b.log, nil)), time.Now)
 	b.stop = run(t, b.scaler)
