@@ -182,7 +182,8 @@ func (a *App) connect(name string, pool agentpool.Pool, catalogue *catalogue, wa
 	if err := settings.Validate(); err != nil {
 		return kube{}, fmt.Errorf("%w:\n%w", ErrConfiguration, err)
 	}
-	k := kube{settings: settings, catalogue: catalogue, watched: watched, now: time.Now}
+	k := kube{settings: settings, catalogue: catalogue, watched: watched, now: time.Now, service: service{a.client}}
+	k.versions = newVersions(a.client.Package, time.Now)
 	var err error
 	k.Cluster, err = cluster.New(cluster.Config{
 		Client: a.kube, Namespace: a.config.Namespace, Instance: settings.Identity.Instance,

@@ -11,6 +11,8 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
 )
 
@@ -33,6 +35,7 @@ type Config struct {
 	AgentPullSecrets     Names    `envconfig:"AZP_AGENT_IMAGE_PULL_SECRETS" desc:"Names of pull Secrets in the agents' namespace, comma-separated"`
 	AgentSource          string   `envconfig:"AZP_AGENT_SOURCE" default:"image" desc:"Where the agent program comes from: image (it is in there) or download (once per pod, from the service)"`
 	AgentVersion         string   `envconfig:"AZP_AGENT_VERSION" desc:"Version of the agent to download; without it the newest that the service offers"`
+	Registration         string   `envconfig:"AZP_REGISTRATION" default:"config" desc:"How agents come to be known to the pool, where their class does not say: config (from their pods, with the token in a Secret there) or jit (by the scaler; no pod has the token)"`
 	AgentTokenSecret     string   `envconfig:"AZP_AGENT_TOKEN_SECRET" default:"azp-token" desc:"Secret in the agents' namespace that holds the token with which pods register and remove agents"`
 	AgentTokenKey        string   `envconfig:"AZP_AGENT_TOKEN_SECRET_KEY" default:"token" desc:"Key of the token in that Secret"`
 	AgentCAConfigMap     string   `envconfig:"AZP_AGENT_CA_CONFIGMAP" desc:"ConfigMap in the agents' namespace with a certificate authority under ca.crt for the pods to trust"`
@@ -124,6 +127,10 @@ func (c Config) validateAgents(v *validator) {
 	}
 	v.oneOf("AZP_AGENT_IMAGE_PULL_POLICY", c.AgentImagePullPolicy, "Always", "IfNotPresent", "Never")
 	v.oneOf("AZP_AGENT_SOURCE", c.AgentSource, "image", "download")
+	v.oneOf("AZP_REGISTRATION", c.Registration, "config", "jit")
+	if c.Registration == string(agentpool.RegistrationJIT) && c.AgentSource == string(agentjob.SourceDownload) {
+		v.add("AZP_REGISTRATION", `"jit" needs the agent program in the image: only the pool's credential could download it: set AZP_AGENT_SOURCE to image`)
+	}
 	v.object("AZP_AGENT_TOKEN_SECRET", c.AgentTokenSecret)
 	if len(validation.IsConfigMapKey(c.AgentTokenKey)) > 0 {
 		v.add("AZP_AGENT_TOKEN_SECRET_KEY", fmt.Sprintf("%q is no key of a Secret", c.AgentTokenKey))

@@ -24,6 +24,8 @@ type kube struct {
 	settings  agentjob.Settings
 	catalogue *catalogue
 	accounts  *accounts
+	service   service
+	versions  *versions
 	watched   func() bool // Whether the classes are known.
 	now       func() time.Time
 }
@@ -50,7 +52,14 @@ func (k kube) Create(ctx context.Context, c plan.Creation) (agentpool.AgentJob, 
 	if err != nil {
 		return agentpool.AgentJob{}, err
 	}
-	return k.Ensure(ctx, job)
+	if class.Registration != agentpool.RegistrationJIT {
+		return k.Ensure(ctx, job, nil)
+	}
+	made, err := k.Ensure(ctx, job, k.register(settings, class.AgentClass))
+	if err != nil && made.UID != "" {
+		return k.takeBack(ctx, made, err)
+	}
+	return made, err
 }
 
 // settingsFor gives the settings for Jobs of a class: with what its ServiceAccount, if
@@ -142,9 +151,13 @@ func (k kube) Check(ctx context.Context) map[string]string {
 
 // installationProblems tells what keeps every class from being served as it should.
 func (k kube) installationProblems(ctx context.Context) []cluster.Problem {
-	return k.PreflightInstallation(ctx, cluster.Installation{
-		TokenSecret: k.settings.TokenSecret, TokenKey: k.settings.TokenKey, CAConfigMap: k.settings.CAConfigMap,
-	})
+	in := cluster.Installation{CAConfigMap: k.settings.CAConfigMap}
+	for _, class := range k.offer().usable {
+		if class.Registration != agentpool.RegistrationJIT {
+			in.TokenSecret, in.TokenKey = k.settings.TokenSecret, k.settings.TokenKey
+		}
+	}
+	return k.PreflightInstallation(ctx, in)
 }
 
 // classProblems tells what keeps one class from it.

@@ -61,6 +61,27 @@ func (s service) AddPlaceholder(ctx context.Context, poolID int, name string, cl
 	return s.client.AddPlaceholder(ctx, poolID, name, claims)
 }
 
+// RegisterAgent registers an agent with a key. An agent of that name that is there without
+// a session is what an earlier attempt left, whose answer was lost: it is removed, and the
+// error then says that the name was taken.
+func (s service) RegisterAgent(ctx context.Context, poolID int, r azuredevops.Registration) (azuredevops.Registered, error) {
+	registered, err := s.client.RegisterAgent(ctx, poolID, r)
+	if err == nil {
+		return registered, nil
+	}
+	return registered, errors.Join(err, s.removeOffline(ctx, poolID, r.Name))
+}
+
+// removeOffline removes an agent that has no session and no build, if there is one.
+func (s service) removeOffline(ctx context.Context, poolID int, name string) error {
+	agent, err := s.client.AgentByName(ctx, poolID, name)
+	if err := ignoreMissing(err); err != nil || agent.ID == 0 || agent.Online {
+		return err
+	}
+	_, err = s.client.Withdraw(ctx, poolID, agent.ID)
+	return err
+}
+
 // ParallelJobs implements scaler.Service.
 func (s service) ParallelJobs(ctx context.Context) (int, bool, error) {
 	return s.client.ParallelJobs(ctx)

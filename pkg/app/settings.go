@@ -51,6 +51,7 @@ func builtin(c Config) *agentclass.Class {
 func classDefaults(c Config) agentclass.Defaults {
 	return agentclass.Defaults{
 		Architecture: architecture(), AgentRoot: agentjob.DefaultAgentRoot, GracePeriod: c.GracePeriod.Duration,
+		Registration: agentpool.Registration(c.Registration),
 	}
 }
 
@@ -103,11 +104,14 @@ const (
 	recheckEvery  = 10 * time.Second
 	assumeLimit   = 30 * time.Second
 	halfMadeLimit = 2 * time.Minute
-	callTimeout   = 30 * time.Second
-	pollTimeout   = 3 * time.Minute
-	concurrency   = 8
-	parallelEvery = time.Minute
-	mismatchLimit = time.Minute
+	// unregisteredLimit leaves whoever makes a Job the time that it has for it, and for
+	// taking it back.
+	unregisteredLimit = callTimeout + takeBackLimit
+	callTimeout       = 30 * time.Second
+	pollTimeout       = 3 * time.Minute
+	concurrency       = 8
+	parallelEvery     = time.Minute
+	mismatchLimit     = time.Minute
 )
 
 func loopConfig(c Config, settings agentjob.Settings) scaler.Config {
@@ -116,7 +120,7 @@ func loopConfig(c Config, settings agentjob.Settings) scaler.Config {
 		Limits: plan.Limits{
 			PoolAgents: c.MaxAgents.N, CreationsPerCycle: c.MaxCreations.N,
 			IdleLimit: c.IdleLimit.Duration, MaxIdleAge: c.MaxIdleAge.Duration,
-			StartupLimit: c.StartupLimit.Duration, HalfMadeLimit: halfMadeLimit,
+			StartupLimit: c.StartupLimit.Duration, HalfMadeLimit: halfMadeLimit, UnregisteredLimit: unregisteredLimit,
 			MismatchLimit: mismatchLimit,
 			BackoffMin:    c.BackoffMin.Duration, BackoffMax: c.BackoffMax.Duration,
 		},

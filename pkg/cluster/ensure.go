@@ -1,10 +1,12 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -17,6 +19,10 @@ import (
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 )
 
+// Register registers the agent of a Job that is there and suspended, and gives the Secret
+// that the agent runs on, and the agent's number in the pool.
+type Register func(ctx context.Context, job *batchv1.Job) (secret *corev1.Secret, agentID int, err error)
+
 // Ensure makes the suspended Job, then its ServiceAccount, then its rights, and
 // then lets it run. A crash between any two of these leaves a suspended Job that
 // Complete goes on with, from what the Job records.
@@ -25,18 +31,29 @@ import (
 // that it is ours, unfinished and not being deleted; otherwise the error is
 // ErrNameTaken. Beside another error, the returned AgentJob has its name and UID
 // if a half-made Job is there.
-func (c *Cluster) Ensure(ctx context.Context, job *batchv1.Job) (agentpool.AgentJob, error) {
+//
+// A Job whose agent the scaler registers has that done last of all, and the Job records
+// the agent in the same write that lets it run. What an agent signs in with is nowhere but
+// in its Secret, so such a Job is never gone on with by anybody else: one of that name
+// which is suspended and records no agent is ErrNameTaken.
+func (c *Cluster) Ensure(ctx context.Context, job *batchv1.Job, register Register) (agentpool.AgentJob, error) {
 	if job.Spec.Suspend == nil || !*job.Spec.Suspend {
 		return agentpool.AgentJob{}, &Error{
 			Op: "create", Object: objectName(kindJob, job.Namespace, job.Name), Kind: ErrInvalid,
 			Remedy: "a Job must be made suspended, so that its pod does not run before its rights are there",
 		}
 	}
-	live, err := c.createJob(ctx, job)
+	live, made, err := c.createJob(ctx, job)
 	if err != nil {
 		return agentpool.AgentJob{}, err
 	}
-	err = c.complete(ctx, live)
+	if !made && unregistered(live) {
+		return agentpool.AgentJob{}, &Error{
+			Op: "create", Object: objectName(kindJob, job.Namespace, job.Name), Kind: ErrNameTaken,
+			Remedy: "its agent was never registered: it is replaced",
+		}
+	}
+	agentID, err := c.complete(ctx, live, register)
 	shown, ours := join(live, nil, nil)
 	if !ours {
 		return agentpool.AgentJob{}, errors.Join(err, &Error{
@@ -44,7 +61,9 @@ func (c *Cluster) Ensure(ctx context.Context, job *batchv1.Job) (agentpool.Agent
 			Remedy: "the name is not one that agentjob.JobName gives, so it could never be found again",
 		})
 	}
-	shown.Suspended = err != nil && shown.Suspended
+	if err == nil {
+		shown.Suspended, shown.AgentID = false, cmp.Or(shown.AgentID, agentID)
+	}
 	return shown, err
 }
 
@@ -62,7 +81,14 @@ func (c *Cluster) Complete(ctx context.Context, name, uid string) error {
 	if string(job.UID) != uid || !c.usable(job) {
 		return nil
 	}
-	return c.complete(ctx, job)
+	_, err = c.complete(ctx, job, nil)
+	return err
+}
+
+// unregistered reports whether a Job has no agent to run, and only whoever made it could
+// have given it one.
+func unregistered(job *batchv1.Job) bool {
+	return job.Annotations[agentjob.AnnotationRegistration] == string(agentpool.RegistrationJIT) && job.Annotations[agentjob.AnnotationAgentID] == ""
 }
 
 // usable reports whether a Job is ours and can still run its agent.
@@ -71,50 +97,76 @@ func (c *Cluster) usable(job *batchv1.Job) bool {
 }
 
 // createJob creates the Job, or gives the one that is there if it is ours and
-// still usable.
-func (c *Cluster) createJob(ctx context.Context, job *batchv1.Job) (*batchv1.Job, error) {
+// still usable. It reports whether it has made it.
+func (c *Cluster) createJob(ctx context.Context, job *batchv1.Job) (_ *batchv1.Job, made bool, err error) {
 	created, err := func() (*batchv1.Job, error) {
 		call, cancel := c.call(ctx)
 		defer cancel()
 		return c.client.BatchV1().Jobs(c.config.Namespace).Create(call, job, metav1.CreateOptions{FieldManager: component})
 	}()
 	if err == nil {
-		return created, nil
+		return created, true, nil
 	}
 	if !apierrors.IsAlreadyExists(err) {
-		return nil, fail("create", kindJob, c.config.Namespace, job.Name, err)
+		return nil, false, fail("create", kindJob, c.config.Namespace, job.Name, err)
 	}
 	// Only a live read tells an answer that was lost from a Job that has ended or
 	// is another's: the cache may be older than both.
 	live, err := c.getJob(ctx, job.Name)
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		return nil, err
+		return nil, false, err
 	}
 	if err != nil || !c.usable(live) {
-		return nil, &Error{Op: "create", Object: objectName(kindJob, c.config.Namespace, job.Name), Kind: ErrNameTaken}
+		return nil, false, &Error{Op: "create", Object: objectName(kindJob, c.config.Namespace, job.Name), Kind: ErrNameTaken}
 	}
-	return live, nil
+	return live, false, nil
 }
 
 // complete takes a Job from wherever it is to running. Every step finds what an
-// earlier attempt has made.
-func (c *Cluster) complete(ctx context.Context, job *batchv1.Job) error {
+// earlier attempt has made. It gives the number of the agent that it had registered, if any.
+func (c *Cluster) complete(ctx context.Context, job *batchv1.Job, register Register) (agentID int, err error) {
 	if job.Spec.Suspend == nil || !*job.Spec.Suspend {
-		return nil
+		return 0, nil
+	}
+	if register == nil && unregistered(job) {
+		return 0, &Error{
+			Op: "complete", Object: objectName(kindJob, job.Namespace, job.Name), Kind: ErrInvalid,
+			Remedy: "its agent was never registered: it has to be replaced",
+		}
 	}
 	if err := c.ensureServiceAccount(ctx, job); err != nil {
-		return err
+		return 0, err
 	}
 	bindings, err := agentjob.RoleBindings(job)
 	if err != nil {
-		return &Error{Op: "complete", Object: objectName(kindJob, job.Namespace, job.Name), Kind: ErrInvalid, Err: err}
+		return 0, &Error{Op: "complete", Object: objectName(kindJob, job.Namespace, job.Name), Kind: ErrInvalid, Err: err}
 	}
 	for _, binding := range bindings {
 		if err := c.ensureRoleBinding(ctx, job, binding); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return c.unsuspend(ctx, job)
+	if unregistered(job) {
+		if agentID, err = c.register(ctx, job, register); err != nil {
+			return 0, err
+		}
+	}
+	return agentID, c.unsuspend(ctx, job, agentID)
+}
+
+// register has the agent registered and puts what it runs on into the Job's Secret.
+func (c *Cluster) register(ctx context.Context, job *batchv1.Job, register Register) (agentID int, err error) {
+	secret, agentID, err := register(ctx, job)
+	if err != nil {
+		return 0, err
+	}
+	err = c.bounded(ctx, func(ctx context.Context) error {
+		_, err := c.client.CoreV1().Secrets(job.Namespace).Create(ctx, secret, metav1.CreateOptions{FieldManager: component})
+		return err
+	})
+	// One that is there already is of another agent, and can't be told to be otherwise, as
+	// no Secret is read here.
+	return agentID, fail("create", kindSecret, secret.Namespace, secret.Name, err)
 }
 
 func (c *Cluster) ensureServiceAccount(ctx context.Context, job *batchv1.Job) error {
@@ -201,13 +253,14 @@ func ensureMade[T metav1.Object](ctx context.Context, c *Cluster, kind string, j
 	}
 }
 
-// unsuspend lets the Job run. The UID in the patch has the API server refuse it
-// for another Job of the same name.
-func (c *Cluster) unsuspend(ctx context.Context, job *batchv1.Job) error {
-	err := c.patchJob(ctx, job.Name, map[string]any{
-		"metadata": map[string]any{"uid": job.UID},
-		"spec":     map[string]any{"suspend": false},
-	})
+// unsuspend lets the Job run, and records the agent that was registered for it, if any.
+// The UID in the patch has the API server refuse it for another Job of the same name.
+func (c *Cluster) unsuspend(ctx context.Context, job *batchv1.Job, agentID int) error {
+	metadata := map[string]any{"uid": job.UID}
+	if agentID != 0 {
+		metadata["annotations"] = map[string]any{agentjob.AnnotationAgentID: strconv.Itoa(agentID)}
+	}
+	err := c.patchJob(ctx, job.Name, map[string]any{"metadata": metadata, "spec": map[string]any{"suspend": false}})
 	if err != nil {
 		return fail("unsuspend", kindJob, job.Namespace, job.Name, stale(err))
 	}

@@ -71,7 +71,7 @@ func TestEnsureSurvivesACrashAnywhere(t *testing.T) {
 				attempt++
 				job := e.job(int64(n), attempt)
 				e.wire.cut(n, sent)
-				made, err := e.cluster.Ensure(t.Context(), job)
+				made, err := e.cluster.Ensure(t.Context(), job, nil)
 				if !errors.Is(err, cluster.ErrUnavailable) || !errors.Is(err, errCut) {
 					t.Fatalf("%s: the cut line gave %v", name, err)
 				}
@@ -149,7 +149,7 @@ func TestEnsureTakesNoNameThatCannotBeGoneOnWith(t *testing.T) {
 			c.after(there)
 		}
 		e.wire.restore()
-		made, err := e.cluster.Ensure(t.Context(), job)
+		made, err := e.cluster.Ensure(t.Context(), job, nil)
 		if !errors.Is(err, cluster.ErrNameTaken) || made.UID != "" {
 			t.Errorf("%s: %+v, %v", c.name, made, err)
 		}
@@ -204,7 +204,7 @@ func TestEnsureReplacesLeftoversOnly(t *testing.T) {
 	}
 	foreign := e.job(2, 0)
 	leftover(foreign.Name, nil)
-	_, err := e.cluster.Ensure(t.Context(), foreign)
+	_, err := e.cluster.Ensure(t.Context(), foreign, nil)
 	if !errors.Is(err, cluster.ErrNameTaken) || !strings.Contains(err.Error(), "delete or rename it") {
 		t.Errorf("a foreign ServiceAccount gave %v", err)
 	}
@@ -271,7 +271,7 @@ func TestEnsureTellsWhatToDo(t *testing.T) {
 			attempt := 0
 			e.await("the refusal", func() bool { // Authorisation and quota follow their objects by a moment.
 				attempt++
-				_, err = e.cluster.Ensure(t.Context(), e.job(1, attempt, change))
+				_, err = e.cluster.Ensure(t.Context(), e.job(1, attempt, change), nil)
 				return errors.Is(err, c.kind)
 			}, func() any { return err })
 			if got := cluster.ReasonOf(err); got != c.reason {
@@ -295,7 +295,7 @@ func TestEnsureGivesARoleThatTheScalerHolds(t *testing.T) {
 	must(e.admin.RbacV1().RoleBindings(e.target).Create(t.Context(), hold, metav1.CreateOptions{}))(t)
 	job := e.job(1, 0, func(c *agentpool.AgentClass, _ *batchv1.JobTemplateSpec) { c.RoleBindings[0].Name = "view" })
 	var err error
-	e.await("the role is given", func() bool { _, err = e.cluster.Ensure(t.Context(), job); return err == nil }, func() any { return err })
+	e.await("the role is given", func() bool { _, err = e.cluster.Ensure(t.Context(), job, nil); return err == nil }, func() any { return err })
 }
 
 func TestEnsureRefusesAJobThatIsNotSuspended(t *testing.T) {
@@ -303,7 +303,7 @@ func TestEnsureRefusesAJobThatIsNotSuspended(t *testing.T) {
 	e := setUp(t)
 	job := e.job(1, 0)
 	job.Spec.Suspend = nil
-	if _, err := e.cluster.Ensure(t.Context(), job); !errors.Is(err, cluster.ErrInvalid) || e.live(job.Name) != nil {
+	if _, err := e.cluster.Ensure(t.Context(), job, nil); !errors.Is(err, cluster.ErrInvalid) || e.live(job.Name) != nil {
 		t.Errorf("made it: %v", err)
 	}
 }
@@ -332,7 +332,7 @@ func TestUnsuspendHoldsToItsJob(t *testing.T) {
 		}
 		other = again.UID
 	})
-	_, err := e.cluster.Ensure(t.Context(), job)
+	_, err := e.cluster.Ensure(t.Context(), job, nil)
 	if !errors.Is(err, cluster.ErrStale) {
 		t.Errorf("the other Job was patched: %v", err)
 	}

@@ -250,7 +250,7 @@ func kubeFinishAtOnce() []string { return []string{kube.SimulateFinishAfter, "1m
 // ensure makes a Job that must succeed.
 func (e *environment) ensure(job *batchv1.Job) agentpool.AgentJob {
 	e.t.Helper()
-	made, err := e.cluster.Ensure(e.t.Context(), job)
+	made, err := e.cluster.Ensure(e.t.Context(), job, nil)
 	if err != nil {
 		e.t.Fatal(err)
 	}

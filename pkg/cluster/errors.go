@@ -190,6 +190,7 @@ const (
 	kindEvent          = "Event"
 	kindServiceAccount = "ServiceAccount"
 	kindRoleBinding    = "RoleBinding"
+	kindSecret         = "Secret"
 )
 
 // resourceOf gives the name that RBAC knows a kind by.

@@ -91,7 +91,9 @@ func join(job *batchv1.Job, pod *corev1.Pod, warnings []*corev1.Event) (agentpoo
 		Suspended:    job.Spec.Suspend != nil && *job.Spec.Suspend,
 		Deleting:     job.DeletionTimestamp != nil,
 	}
+	j.Registration = agentpool.Registration(job.Annotations[agentjob.AnnotationRegistration])
 	// What a person has made unreadable counts as not recorded.
+	j.AgentID, _ = strconv.Atoi(job.Annotations[agentjob.AnnotationAgentID])
 	j.Failures, _ = strconv.Atoi(job.Annotations[agentjob.AnnotationFailures])
 	if json.Unmarshal([]byte(job.Annotations[agentjob.AnnotationCapabilities]), &j.Capabilities) != nil {
 		j.Capabilities = nil

@@ -29,7 +29,7 @@ import (
 var update = flag.Bool("update", false, "write the tables of docs/rbac.md anew")
 
 func defaultRights() (agents, target []cluster.Right) {
-	return cluster.AgentsRights("azp-token", "azp-ca"),
+	return append(cluster.AgentsRights("azp-token", "azp-ca"), cluster.JITRights()...),
 		cluster.TargetRights("azp-target", []agentpool.RoleBinding{{Namespace: "azp-target", Kind: "ClusterRole", Name: "edit"}}, true)
 }
 

@@ -40,7 +40,7 @@ func (p Problem) String() string { return fmt.Sprintf("%s: %s (%s)", p.Where, p.
 
 // Installation is what PreflightInstallation checks the cluster for.
 type Installation struct {
-	TokenSecret string
+	TokenSecret string // Empty if no pod needs the pool's credential.
 	TokenKey    string
 	CAConfigMap string // Empty if there is none.
 }
@@ -72,6 +72,10 @@ func (c *Cluster) PreflightInstallation(ctx context.Context, in Installation) []
 // read it: the API server makes such a RoleBinding without looking.
 func (c *Cluster) PreflightClass(ctx context.Context, sample *batchv1.Job) []Problem {
 	problems := c.checkJob(ctx, sample)
+	if unregistered(sample) {
+		missing, _ := c.checkRights(ctx, c.config.Namespace, JITRights())
+		problems = append(problems, missing...)
+	}
 	bindings, err := agentjob.RecordedRights(sample)
 	if err != nil {
 		problems = append(problems, Problem{
@@ -196,6 +200,9 @@ func (c *Cluster) may(ctx context.Context, namespace, verb, group, resource, nam
 }
 
 func (c *Cluster) checkToken(ctx context.Context, in Installation) []Problem {
+	if in.TokenSecret == "" {
+		return nil
+	}
 	var secret *corev1.Secret
 	err := c.bounded(ctx, func(ctx context.Context) (err error) {
 		secret, err = c.client.CoreV1().Secrets(c.config.Namespace).Get(ctx, in.TokenSecret, metav1.GetOptions{})

@@ -15,8 +15,8 @@ type Right struct {
 	Why      string
 }
 
-// AgentsRights are those needed in the agents' namespace. caConfigMap may be
-// empty. The token's Secret is read by its name alone, to tell before the first
+// AgentsRights are those needed in the agents' namespace for whatever class. Both names
+// may be empty. The token's Secret is read by its name alone, to tell before the first
 // build that it or its key is missing.
 func AgentsRights(tokenSecret, caConfigMap string) []Right {
 	rights := []Right{
@@ -25,12 +25,20 @@ func AgentsRights(tokenSecret, caConfigMap string) []Right {
 		{Resource: "pods", Verbs: []string{"list", "watch", "delete"}, Why: "how far each agent is; delete ends one that has not started"},
 		{Resource: "serviceaccounts", Verbs: []string{"get", "list", "create", "delete"}, Why: "one ServiceAccount for each build, taken away when it ends; list finds what a crash left"},
 		{Resource: "events", Verbs: []string{"list", "watch", "create", "patch"}, Why: "why a pod does not start; what the scaler reports on a Job, where patch counts repeats"},
-		{Resource: "secrets", Names: []string{tokenSecret}, Verbs: []string{"get"}, Why: "tells that the agents' token or its key is missing"},
+	}
+	if tokenSecret != "" {
+		rights = append(rights, Right{Resource: "secrets", Names: []string{tokenSecret}, Verbs: []string{"get"}, Why: "tells that the agents' token or its key is missing; not needed where every class registers its agents by `jit`"})
 	}
 	if caConfigMap != "" {
 		rights = append(rights, Right{Resource: "configmaps", Names: []string{caConfigMap}, Verbs: []string{"get"}, Why: "tells that the CA certificate for the agents is missing"})
 	}
 	return rights
+}
+
+// JITRights are those needed in the agents' namespace besides, for classes whose agents
+// the scaler registers.
+func JITRights() []Right {
+	return []Right{{Resource: "secrets", Verbs: []string{"create"}, Why: "one Secret for each build whose class says `jit`, with what its agent signs in with; it goes with the Job, and the scaler can't read it"}}
 }
 
 // TargetRights are those needed in one target namespace to give builds the

@@ -1,0 +1,131 @@
+package app
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
+	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
+	"github.com/azp-scaler/azp-scaler/pkg/cluster"
+)
+
+const (
+	// agentKeyBits is the size of key that agents have.
+	agentKeyBits = 2048
+	// takeBackLimit is for removing what a creation that failed has left.
+	takeBackLimit = 15 * time.Second
+)
+
+// register makes a key pair for the agent of a Job, registers the agent with it, and gives
+// the Secret that the agent runs on. The key is kept nowhere else.
+func (k kube) register(settings agentjob.Settings, class agentpool.AgentClass) cluster.Register {
+	return func(ctx context.Context, job *batchv1.Job) (*corev1.Secret, int, error) {
+		version, err := k.versions.of(ctx, settings.AgentVersion, class.Capabilities)
+		if err != nil {
+			return nil, 0, fmt.Errorf("register agent %s: %w", job.Name, err)
+		}
+		key, err := rsa.GenerateKey(rand.Reader, agentKeyBits)
+		if err != nil {
+			return nil, 0, fmt.Errorf("register agent %s: make its key: %w", job.Name, err)
+		}
+		registered, err := k.service.RegisterAgent(ctx, settings.Identity.Pool.ID, azuredevops.Registration{
+			Name: job.Name, Version: version, Capabilities: class.Claims, PublicKey: &key.PublicKey,
+		})
+		if err != nil {
+			return nil, 0, fmt.Errorf("register agent %s: %w", job.Name, err)
+		}
+		secret, err := agentjob.Secret(settings, job, agentjob.AgentCredentials{
+			AgentID: registered.AgentID, ClientID: registered.ClientID, AuthorizationURL: registered.AuthorizationURL, Key: key,
+		})
+		return secret, registered.AgentID, err
+	}
+}
+
+// takeBack removes a Job whose agent could not be registered or whose key could not be
+// handed over, as nobody can go on with it, and the registration. A Job that runs after all
+// is a success whose answer was lost. What can't be removed is found again by the plan,
+// which replaces it, and by the sweep.
+func (k kube) takeBack(ctx context.Context, made agentpool.AgentJob, cause error) (agentpool.AgentJob, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeBackLimit)
+	defer cancel()
+	deleted, err := k.DeleteUnstarted(ctx, made)
+	switch {
+	case err != nil:
+		return made, fmt.Errorf("%w; and what is there of its Job can't be removed yet: %w", cause, err)
+	case !deleted:
+		made.Suspended = false
+		return made, nil
+	}
+	if _, err := k.service.WithdrawAgent(ctx, made.PoolID, agentpool.AgentRef{Name: made.Name}); err != nil {
+		cause = fmt.Errorf("%w; and the registration of its agent is left to the sweep: %w", cause, err)
+	}
+	return agentpool.AgentJob{}, cause
+}
+
+// versionAge is how long the newest version that the service offers is taken to be so.
+const versionAge = 10 * time.Minute
+
+// versions knows which version of the agent program the service offers.
+type versions struct {
+	ask func(ctx context.Context, platform, version string) (azuredevops.Package, error)
+	now func() time.Time
+
+	mu    sync.Mutex
+	known map[string]offeredVersion
+}
+
+type offeredVersion struct {
+	version string
+	at      time.Time
+}
+
+func newVersions(ask func(context.Context, string, string) (azuredevops.Package, error), now func() time.Time) *versions {
+	return &versions{ask: ask, now: now, known: map[string]offeredVersion{}}
+}
+
+// of gives the version to register an agent with: the one that is configured, or else the
+// newest for the class's processor. The agent corrects it when it comes online.
+func (v *versions) of(ctx context.Context, configured string, capabilities agentpool.Capabilities) (string, error) {
+	if configured != "" {
+		return configured, nil
+	}
+	platform := platformOf(capabilities)
+	v.mu.Lock()
+	known, ok := v.known[platform]
+	v.mu.Unlock()
+	if ok && v.now().Sub(known.at) < versionAge {
+		return known.version, nil
+	}
+	newest, err := v.ask(ctx, platform, "")
+	if err != nil {
+		if ok {
+			return known.version, nil
+		}
+		return "", fmt.Errorf("the version of the agent program (set AZP_AGENT_VERSION to do without asking): %w", err)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.known[platform] = offeredVersion{version: newest.Version, at: v.now()}
+	return newest.Version, nil
+}
+
+// platformOf names the package for the processor that a class's agents run on.
+func platformOf(capabilities agentpool.Capabilities) string {
+	switch strings.ToUpper(capabilities["agent.osarchitecture"]) {
+	case "ARM64":
+		return "linux-arm64"
+	case "ARM":
+		return "linux-arm"
+	default:
+		return "linux-x64"
+	}
+}
