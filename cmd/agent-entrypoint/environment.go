@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agent"
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
 )
 
@@ -44,6 +45,10 @@ func variables() []variable {
 			return nil
 		}},
 		{"AZP_TOKEN_FILE", "", "file with the pool's token, read again when it changes; wins over `AZP_TOKEN`", text(func(c *configuration) *string { return &c.tokenFile })},
+		{"AZP_REGISTRATION", "config", "who registers the agent: `config`, this pod, or `jit`, the scaler; for run", func(c *configuration, v string) error {
+			c.Registration = agentpool.Registration(v)
+			return nil
+		}},
 		{"AZP_AGENT_NAME", "", "name of the agent in the pool; empty is the host's name", text(func(c *configuration) *string { return &c.AgentName })},
 		{"AZP_WORK", "_work", "the agent's work folder", text(func(c *configuration) *string { return &c.Work })},
 		{"AZP_CA_FILE", "", "PEM file of roots to trust besides the system's, at the same path in every container", text(func(c *configuration) *string { return &c.CAFile })},

@@ -12,6 +12,8 @@ type coordination interface {
 	claimed()
 	// ask finds out whether the idle agent may be stopped. It ends with its context.
 	ask(ctx context.Context) verdict
+	// ended is told that the agent program has ended. It must not block.
+	ended()
 	// close ends what claimed may have started.
 	close()
 }
@@ -48,7 +50,46 @@ func (c *podCoordination) ask(ctx context.Context) verdict {
 	return v
 }
 
+func (c *podCoordination) ended() {}
+
 func (c *podCoordination) close() {}
+
+// scalerCoordination leaves both to the scaler, which sees on the pod that a build was
+// claimed or that the pod is told to stop, and has the pool's credential. Nothing comes back
+// from it: an idle agent whose registration it withdraws ends by itself.
+type scalerCoordination struct {
+	log  *slog.Logger
+	over chan struct{}
+}
+
+func newScalerCoordination(log *slog.Logger) *scalerCoordination {
+	return &scalerCoordination{log: log, over: make(chan struct{}, 1)}
+}
+
+func (c *scalerCoordination) claimed() {}
+
+// ask gives the scaler the time to withdraw the agent.
+func (c *scalerCoordination) ask(ctx context.Context) verdict {
+	c.log.Info("leaving the scaler time to withdraw the agent")
+	select {
+	case <-c.over: // Of an earlier start of the agent program.
+	default:
+	}
+	select {
+	case <-ctx.Done():
+	case <-c.over:
+	}
+	return verdictNone
+}
+
+func (c *scalerCoordination) ended() {
+	select {
+	case c.over <- struct{}{}:
+	default:
+	}
+}
+
+func (c *scalerCoordination) close() {}
 
 // directCoordination holds the token itself: the all-in-one form.
 type directCoordination struct {
@@ -78,6 +119,8 @@ func (c *directCoordination) ask(ctx context.Context) verdict {
 	}
 	return v
 }
+
+func (c *directCoordination) ended() {}
 
 func (c *directCoordination) close() {
 	c.cancel()

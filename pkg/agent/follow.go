@@ -53,6 +53,7 @@ func (r *runner) follow(ctx context.Context, l *listener) {
 			f.heard(e)
 		case <-exited:
 			exited = nil
+			r.with.ended()
 			f.drain.set(r.timing.drain)
 		case <-f.stop:
 			f.stop = nil

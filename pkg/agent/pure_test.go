@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
 )
 
@@ -271,7 +272,7 @@ func TestCodeOf(t *testing.T) {
 // valid gives settings that are right for every step.
 func valid() Settings {
 	return Settings{
-		URL: "https://dev.azure.com/acme", Pool: "p", AgentName: "a", Work: "_work",
+		URL: "https://dev.azure.com/acme", Pool: "p", AgentName: "a", Work: "_work", Registration: agentpool.RegistrationConfig,
 		Token: azuredevops.StaticToken("t"),
 		Root:  "/r", Source: SourceAuto, Platform: "linux-x64",
 		HandoverDir: "/h", RegistrationDir: "/g", VerdictDir: "/v", ClaimedDir: "/c",
@@ -301,6 +302,7 @@ func TestSettingsValidate(t *testing.T) {
 		{"AZP_PLATFORM", func(s *Settings) { s.Platform = "" }, []Step{StepConfigure, StepAll}},
 		{"AZP_AGENT_ROOT", func(s *Settings) { s.Root = "relative" }, []Step{StepConfigure, StepRun, StepAll}},
 		{"AZP_HANDOVER_DIR", func(s *Settings) { s.HandoverDir = "" }, []Step{StepConfigure, StepRun}},
+		{"AZP_REGISTRATION", func(s *Settings) { s.Registration = "magic" }, []Step{StepRun}},
 		{"AZP_REGISTRATION_DIR", func(s *Settings) { s.RegistrationDir = "" }, []Step{StepConfigure, StepRemove, StepWithdraw}},
 		{"AZP_VERDICT_DIR", func(s *Settings) { s.VerdictDir = "" }, []Step{StepRun, StepWithdraw}},
 		{"AZP_CLAIMED_DIR", func(s *Settings) { s.ClaimedDir = "" }, []Step{StepRun, StepRemove, StepWithdraw}},

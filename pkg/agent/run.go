@@ -6,11 +6,14 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 )
 
 // Run lays down what configure handed over and runs the agent for one build. When
 // asked to stop it lets a running build go on for its share of the grace period,
-// and an idle agent until the sidecar has told whether it is withdrawn.
+// and an idle agent until the sidecar has told whether it is withdrawn. Where the scaler
+// has registered the agent, it has handed over the same files and withdraws the agent.
 //
 // It holds no token. Without a handover it runs on what is in the agent root.
 func (s *Supervisor) Run(ctx context.Context) Outcome {
@@ -23,7 +26,11 @@ func (s *Supervisor) Run(ctx context.Context) Outcome {
 	if err := s.prepareRun(); err != nil {
 		return outcomeOf(err, ExitConfiguration, "")
 	}
-	return s.supervise(ctx, &podCoordination{supervisor: s, log: s.log}, 0)
+	var with coordination = &podCoordination{supervisor: s, log: s.log}
+	if s.settings.Registration == agentpool.RegistrationJIT {
+		with = newScalerCoordination(s.log)
+	}
+	return s.supervise(ctx, with, 0)
 }
 
 func (s *Supervisor) prepareRun() error {

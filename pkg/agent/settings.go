@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
 )
 
@@ -47,6 +49,9 @@ type Settings struct {
 	URL string
 	// Pool is the name of the agent pool (AZP_POOL).
 	Pool string
+	// Registration says who registers the agent: configure, in this pod, or the scaler
+	// (AZP_REGISTRATION). Only run asks.
+	Registration agentpool.Registration
 	// Token gives the pool's credential (AZP_TOKEN or AZP_TOKEN_FILE); nil for run.
 	Token azuredevops.TokenSource
 	// AgentName is the name to register (AZP_AGENT_NAME).
@@ -118,6 +123,9 @@ func (s Settings) Validate(step Step) error {
 	}
 	if step == StepConfigure || step == StepAll {
 		s.validateProgram(add)
+	}
+	if step == StepRun && !slices.Contains(agentpool.Registrations(), s.Registration) {
+		add("AZP_REGISTRATION is %q: give config or jit", s.Registration)
 	}
 	if step == StepRun || step == StepAll {
 		if s.ProbeAddress != ProbesOff {
@@ -208,6 +216,9 @@ func (s Settings) directories(step Step) []directory {
 	case StepConfigure:
 		return []directory{root, handover, registration}
 	case StepRun:
+		if s.Registration == agentpool.RegistrationJIT {
+			return []directory{root, handover}
+		}
 		return []directory{root, handover, verdict, claimed}
 	case StepRemove:
 		return []directory{registration, claimed}
