@@ -1,0 +1,76 @@
+package e2e_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/azp-scaler/azp-scaler/test/cluster"
+	"github.com/azp-scaler/azp-scaler/test/e2e/env"
+)
+
+// TestManyAtOnce queues 250 builds in one moment, under a limit of so many agents as
+// two processors can run: they serve them all, each once.
+//
+// The node is the one of processes. Entrypoint, agent, service, API server and
+// scaler are the same; what it leaves out is the making of 250 sandboxes, of which
+// a real node of two processors makes about one a second: the test would be longer by
+// some minutes, and would show no more of the scaler. For the same reason the Job
+// controller may be faster than it is by default. Polls and idle limit are those of
+// users.
+func TestManyAtOnce(t *testing.T) {
+	const (
+		builds = 250
+		limit  = 4 * time.Minute
+	)
+	s := newStage(t, env.Options{Seed: seedOf(t), Node: cluster.Simulated, ControllerManagerQPS: 200, Scaler: map[string]string{
+		"AZP_MAX_AGENTS": "50", "AZP_POLL_BUSY": "2s", "AZP_POLL_IDLE": "10s", "AZP_IDLE_LIMIT": "60s",
+	}})
+	workload := make([]env.Build, builds)
+	for i := range workload {
+		workload[i] = env.Build{Name: fmt.Sprintf("many-%03d", i)}
+	}
+	begun := time.Now()
+	queued := s.queue(t, workload...)
+	if err := s.WaitFinished(t.Context(), limit); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d builds took %s", builds, time.Since(begun).Round(time.Second))
+	if err := s.Check(t.Context(), queued); err != nil {
+		t.Error(err)
+	}
+	if made := s.madeFor(queued); made != builds {
+		t.Errorf("%d Jobs for %d builds", made, builds)
+	}
+	swapped := 0
+	for _, build := range queued {
+		jobs := s.jobs.of(build.RequestID)
+		if len(jobs) == 1 {
+			continue
+		}
+		swapped++
+		if len(jobs) == 0 && requestOf(s.agentOf(t, build)) == build.RequestID {
+			t.Errorf("%s ran on an agent of its own without a Job", build.Name)
+		}
+		s.swappedAway(t, build, jobs)
+	}
+	t.Logf("the service's choices gave %d builds another number of Jobs than one", swapped)
+	s.judge(t)
+}
+
+// swappedAway checks of each Job of a request but the last that its agent ran
+// another build: nothing else explains a further one.
+func (s *stage) swappedAway(t *testing.T, build env.Queued, jobs []made) {
+	t.Helper()
+	ran := map[string]bool{}
+	for _, status := range s.Service.Builds(s.Service.PoolID) {
+		if status.RequestID != build.RequestID {
+			ran[status.AgentName] = true
+		}
+	}
+	for i, job := range jobs {
+		if i < len(jobs)-1 && !ran[job.name] {
+			t.Errorf("%s got the further Job %s, though the agent of %s ran no other build", build.Name, jobs[i+1].name, job.name)
+		}
+	}
+}
