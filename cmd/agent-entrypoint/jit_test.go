@@ -5,7 +5,6 @@ import (
 	"os"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -49,24 +48,6 @@ func TestRunWithdrawnByTheScaler(t *testing.T) {
 	// Without its registration the agent program ends by itself, long before the limit.
 	p.touch("gone")
 	c.expect(10, "asked to stop while idle")
-}
-
-func TestRunClaimsBeforeTheScalerWithdraws(t *testing.T) {
-	p := newPod(t)
-	p.registered()
-	p.script("fake-listener", aBuild()...)
-	c := p.listening("AZP_REGISTRATION=jit", "AZP_WITHDRAW_LIMIT=1s")
-	c.signal(syscall.SIGTERM)
-	c.logged("leaving the scaler time to withdraw the agent")
-	p.touch("job")
-	c.logged("a build was claimed")
-	began := time.Now()
-	p.eventually("the limit to have passed", func() bool { return time.Since(began) > 1500*time.Millisecond })
-	if got := p.signals(); len(got) > 0 || c.ended() {
-		t.Errorf("the listener got %v, want nothing", got)
-	}
-	p.touch("end")
-	c.expect(0, "the build ended")
 }
 
 func TestRunStoppedWithoutAScaler(t *testing.T) {

@@ -201,22 +201,28 @@ func TestRunStoppedWithABuildOnItsWay(t *testing.T) {
 }
 
 func TestRunClaimsWhileItWaitsForTheVerdict(t *testing.T) {
-	p := newPod(t)
-	p.configured()
-	p.script("fake-listener", aBuild()...)
-	c := p.listening("AZP_WITHDRAW_LIMIT=1s")
-	c.signal(syscall.SIGTERM)
-	c.logged("waiting for the verdict")
-	p.touch("job")
-	c.logged("a build was claimed")
-	// Longer than the limit after which an idle agent would have been interrupted.
-	began := time.Now()
-	p.eventually("the limit to have passed", func() bool { return time.Since(began) > 1500*time.Millisecond })
-	if got := p.signals(); len(got) > 0 || c.ended() {
-		t.Errorf("the listener got %v, want nothing", got)
+	for registration, waits := range map[string]string{
+		"config": "waiting for the verdict", "jit": "leaving the scaler time to withdraw the agent",
+	} {
+		t.Run(registration, func(t *testing.T) {
+			p := newPod(t)
+			p.configured()
+			p.script("fake-listener", aBuild()...)
+			c := p.listening("AZP_WITHDRAW_LIMIT=1s", "AZP_REGISTRATION="+registration)
+			c.signal(syscall.SIGTERM)
+			c.logged(waits)
+			p.touch("job")
+			c.logged("a build was claimed")
+			// Longer than the limit after which an idle agent would have been interrupted.
+			began := time.Now()
+			p.eventually("the limit to have passed", func() bool { return time.Since(began) > 1500*time.Millisecond })
+			if got := p.signals(); len(got) > 0 || c.ended() {
+				t.Errorf("the listener got %v, want nothing", got)
+			}
+			p.touch("end")
+			c.expect(0, "the build ended")
+		})
 	}
-	p.touch("end")
-	c.expect(0, "the build ended")
 }
 
 func TestRunStoppedDuringTheBuild(t *testing.T) {

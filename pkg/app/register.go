@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -31,7 +32,7 @@ func (k kube) register(settings agentjob.Settings, class agentpool.AgentClass) c
 	return func(ctx context.Context, job *batchv1.Job) (*corev1.Secret, int, error) {
 		version, err := k.versions.of(ctx, settings.AgentVersion, class.Capabilities)
 		if err != nil {
-			return nil, 0, fmt.Errorf("register agent %s: %w", job.Name, err)
+			return nil, 0, &registrationError{agent: job.Name, err: err}
 		}
 		key, err := rsa.GenerateKey(rand.Reader, agentKeyBits)
 		if err != nil {
@@ -41,12 +42,36 @@ func (k kube) register(settings agentjob.Settings, class agentpool.AgentClass) c
 			Name: job.Name, Version: version, Capabilities: class.Claims, PublicKey: &key.PublicKey,
 		})
 		if err != nil {
-			return nil, 0, fmt.Errorf("register agent %s: %w", job.Name, err)
+			return nil, 0, &registrationError{agent: job.Name, err: err}
 		}
 		secret, err := agentjob.Secret(settings, job, agentjob.AgentCredentials{
 			AgentID: registered.AgentID, ClientID: registered.ClientID, AuthorizationURL: registered.AuthorizationURL, Key: key,
 		})
 		return secret, registered.AgentID, err
+	}
+}
+
+// registrationError is an agent that could not be registered.
+type registrationError struct {
+	agent string
+	err   error
+}
+
+func (e *registrationError) Error() string { return "register agent " + e.agent + ": " + e.err.Error() }
+
+func (e *registrationError) Unwrap() error { return e.err }
+
+// Reason implements agentpool.ReasonedError: with the reasons that a pod has which registers
+// its agent itself.
+func (e *registrationError) Reason() agentpool.Reason {
+	var throttled *azuredevops.ThrottledError
+	switch {
+	case errors.Is(e.err, azuredevops.ErrAuthentication), errors.Is(e.err, azuredevops.ErrAuthorization):
+		return agentpool.ReasonCredential
+	case errors.Is(e.err, azuredevops.ErrUnavailable), errors.As(e.err, &throttled), errors.Is(e.err, context.DeadlineExceeded):
+		return agentpool.ReasonUnreachable
+	default:
+		return agentpool.ReasonConfigureFailed
 	}
 }
 

@@ -41,3 +41,19 @@ func TestVersions(t *testing.T) {
 		t.Errorf("asked for %v, want %v", asked, want)
 	}
 }
+
+func TestWhyAnAgentCannotBeRegistered(t *testing.T) {
+	t.Parallel()
+	for want, err := range map[agentpool.Reason]error{
+		agentpool.ReasonCredential:      azuredevops.ErrAuthorization,
+		agentpool.ReasonUnreachable:     &azuredevops.ThrottledError{RetryAfter: time.Minute},
+		agentpool.ReasonConfigureFailed: azuredevops.ErrConflict,
+	} {
+		// As the loop meets it: with what came of taking the Job back.
+		met := errors.Join(&registrationError{agent: "azp-a", err: err}, errors.New("the sweep goes on"))
+		var reasoned agentpool.ReasonedError
+		if !errors.As(met, &reasoned) || reasoned.Reason() != want {
+			t.Errorf("%v: got %v, want %q", err, reasoned, want)
+		}
+	}
+}

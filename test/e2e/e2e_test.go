@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/azp-scaler/azp-scaler/test/cluster"
 	"github.com/azp-scaler/azp-scaler/test/e2e/env"
 )
 
@@ -79,14 +80,19 @@ func TestMainJobWithoutATokenInAnyPod(t *testing.T) {
 
 func mainJob(t *testing.T, scaler map[string]string) {
 	t.Helper()
-	const builds = 20
+	builds := 20
 	seed := seedOf(t)
 	e := startEnv(t, env.Options{Seed: seed, Scaler: scaler})
 	ctx := t.Context()
 	if err := e.StartScaler(ctx); err != nil {
 		t.Fatal(err)
 	}
-	queued, err := e.Queue(ctx, env.Workload(seed, builds))
+	workload := env.Workload(seed, builds)
+	if e.Node() == cluster.Real { // Elsewhere containers have nothing between them.
+		workload = append(workload, hostileBuild())
+		builds++
+	}
+	queued, err := e.Queue(ctx, workload)
 	if err != nil {
 		t.Fatal(err)
 	}
