@@ -88,6 +88,12 @@ func (r JobRequest) State() RequestState {
 	}
 }
 
+// UnderWay reports whether the request runs on an agent, or has been given to one.
+func (r JobRequest) UnderWay() bool {
+	state := r.State()
+	return state == RequestAssigned || state == RequestRunning
+}
+
 // Pool is an agent pool of the organisation.
 type Pool struct {
 	ID   int

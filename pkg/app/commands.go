@@ -68,28 +68,36 @@ func (a *App) plans(ctx context.Context) ([]explain.Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	var plans []explain.Pool
+	var snapshots []plan.Snapshot
 	for _, k := range pools {
-		snapshot, err := scaler.Look(ctx, loopConfig(a.config, k.settings), service{a.client}, k, time.Now)
+		snapshot, err := scaler.Look(ctx, loopConfig(a.config, k.settings), k.service, k, time.Now)
 		if err != nil {
 			return nil, err
 		}
+		snapshots = append(snapshots, snapshot)
+	}
+	shareParallelJobs(snapshots)
+	var plans []explain.Pool
+	for _, snapshot := range snapshots {
 		plans = append(plans, explain.Pool{Snapshot: snapshot, Plan: plan.Make(snapshot)})
 	}
-	shareParallelJobs(plans)
 	return plans, nil
 }
 
-// shareParallelJobs plans again with what runs in the other pools, as the loops do.
-func shareParallelJobs(plans []explain.Pool) {
-	running := 0
-	for _, p := range plans {
-		running += p.Plan.View.Assigned + p.Plan.View.Running
+// shareParallelJobs tells each pool what runs in the others, as the loops do.
+func shareParallelJobs(pools []plan.Snapshot) {
+	running := make([]int, len(pools))
+	all := 0
+	for i, pool := range pools {
+		for _, request := range pool.Requests {
+			if request.UnderWay() {
+				running[i]++
+				all++
+			}
+		}
 	}
-	for i := range plans {
-		view := plans[i].Plan.View
-		plans[i].Snapshot.OtherPools = running - view.Assigned - view.Running
-		plans[i].Plan = plan.Make(plans[i].Snapshot)
+	for i := range pools {
+		pools[i].OtherPools = all - running[i]
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
-	"github.com/azp-scaler/azp-scaler/pkg/explain"
 	"github.com/azp-scaler/azp-scaler/pkg/plan"
 )
 
@@ -15,17 +14,17 @@ func TestPlansShareParallelJobs(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	running := agentpool.JobRequest{ID: 1, AssignTime: now, ReceiveTime: now, Reserved: agentpool.AgentRef{ID: 1, Name: "static-vm"}}
-	pool := func(requests ...agentpool.JobRequest) explain.Pool {
-		s := plan.Snapshot{
+	pool := func(requests ...agentpool.JobRequest) plan.Snapshot {
+		return plan.Snapshot{
 			Now: now, Requests: requests, Classes: []agentpool.AgentClass{{Name: "default"}}, Limits: plan.Limits{ParallelJobs: 2},
 		}
-		return explain.Pool{Snapshot: s, Plan: plan.Make(s)}
 	}
-	plans := []explain.Pool{pool(running, agentpool.JobRequest{ID: 2}), pool(agentpool.JobRequest{ID: 3}, agentpool.JobRequest{ID: 4})}
-	shareParallelJobs(plans)
+	pools := []plan.Snapshot{pool(running, agentpool.JobRequest{ID: 2}), pool(agentpool.JobRequest{ID: 3}, agentpool.JobRequest{ID: 4})}
+	shareParallelJobs(pools)
 	for i, want := range []int{1, 1} {
-		if got := len(plans[i].Plan.Create); got != want {
-			t.Errorf("pool %d gets %d agents, want %d: %+v", i, got, want, plans[i].Plan.Skipped)
+		p := plan.Make(pools[i])
+		if got := len(p.Create); got != want {
+			t.Errorf("pool %d gets %d agents, want %d: %+v", i, got, want, p.Skipped)
 		}
 	}
 }

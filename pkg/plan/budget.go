@@ -36,7 +36,9 @@ func newBudget(s Snapshot, h *history, agents []agent) *budget {
 	return b
 }
 
-// headroom is how many builds the organisation can run beside those that run already.
+// headroom is how many builds the organisation can run beside those that run already. It is
+// the total that was bought less what is seen to run, never less what the service says is
+// used: that is out of date, and our own agents are in it.
 func (b *budget) headroom() int {
 	if b.s.Limits.ParallelJobs <= 0 {
 		return math.MaxInt
@@ -44,16 +46,19 @@ func (b *budget) headroom() int {
 	return max(0, b.s.Limits.ParallelJobs-b.running)
 }
 
-// elsewhere counts the requests that run, or are about to, on agents of somebody else.
+// elsewhere counts the requests that run, or are about to, on agents of somebody else. Where
+// parallel jobs are no limit, nobody needs to know.
 func elsewhere(s Snapshot) int {
+	if s.Limits.ParallelJobs <= 0 {
+		return 0
+	}
 	ours := make(map[string]bool, len(s.Jobs))
 	for i := range s.Jobs {
 		ours[s.Jobs[i].Name] = true
 	}
 	n := 0
 	for i := range s.Requests {
-		state := s.Requests[i].State()
-		if (state == agentpool.RequestAssigned || state == agentpool.RequestRunning) && !ours[s.Requests[i].Reserved.Name] {
+		if s.Requests[i].UnderWay() && !ours[s.Requests[i].Reserved.Name] {
 			n++
 		}
 	}
@@ -91,28 +96,34 @@ func (b *budget) holds(requestID int64, class agentpool.AgentClass) (SkipReason,
 	if until := b.history.notBefore(requestID, class.Name, limits); until.After(b.s.Now) {
 		return SkipBackoff, "after failed agents, not before " + until.UTC().Format(time.RFC3339)
 	}
-	// The total that was bought, never total minus used: what the service says is
-	// used is out of date, and our own agents are in it. Agents that only wait take
-	// none. It comes before the caps that an agent can make room under: it would be
-	// ended for nothing, and made again.
-	parallel := limits.ParallelJobs
-	if parallel > 0 && requestID != agentpool.WarmRequest && b.running >= parallel {
-		return SkipParallelJobs, fmt.Sprintf("the organisation has %d parallel jobs", parallel)
+	// Agents that only wait take no parallel job. What is left of these comes before the caps
+	// that an agent can make room under: it would be ended for nothing, and made again.
+	headroom := b.headroom()
+	if requestID == agentpool.WarmRequest {
+		headroom = math.MaxInt
 	}
-	reason, detail := SkipReason(""), ""
-	if n := class.MaxAgents; n > 0 && b.ofClass[class.Name] >= n {
-		reason, detail = SkipClassCap, fmt.Sprintf("class %s may have %d agents", class.Name, n)
-	} else if n := limits.PoolAgents; n > 0 && b.live >= n {
-		reason, detail = SkipPoolCap, fmt.Sprintf("the pool may have %d agents", n)
+	if headroom == 0 {
+		return SkipParallelJobs, fmt.Sprintf("the organisation has %d parallel jobs", limits.ParallelJobs)
 	}
-	if reason != "" && parallel > 0 && requestID != agentpool.WarmRequest && b.running+b.roomless >= parallel {
-		return SkipParallelJobs, fmt.Sprintf("the organisation has %d parallel jobs, which those before it take", parallel)
-	}
-	if reason != "" {
+	if reason, detail := b.full(class); reason != "" {
+		if headroom <= b.roomless {
+			return SkipParallelJobs, fmt.Sprintf("the organisation has %d parallel jobs, which those before it take", limits.ParallelJobs)
+		}
 		return reason, detail
 	}
 	if n := limits.CreationsPerCycle; n > 0 && b.created >= n {
 		return SkipPerCycle, fmt.Sprintf("a cycle makes at most %d Jobs", n)
+	}
+	return "", ""
+}
+
+// full says that there are as many agents as there may be, of the class or in the pool.
+func (b *budget) full(class agentpool.AgentClass) (SkipReason, string) {
+	if n := class.MaxAgents; n > 0 && b.ofClass[class.Name] >= n {
+		return SkipClassCap, fmt.Sprintf("class %s may have %d agents", class.Name, n)
+	}
+	if n := b.s.Limits.PoolAgents; n > 0 && b.live >= n {
+		return SkipPoolCap, fmt.Sprintf("the pool may have %d agents", n)
 	}
 	return "", ""
 }

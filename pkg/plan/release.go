@@ -29,13 +29,13 @@ func (p *Plan) release(s Snapshot, classes []agentpool.AgentClass, agents []agen
 	}
 	var stay []agentpool.AgentJob // Spare for now, the first to end last.
 	for i, job := range u.agents {
+		if u.used[i] {
+			continue
+		}
+		p.Spare = append(p.Spare, job.UID)
 		group := u.groups[u.group[i]]
 		k := keeping[job.Class]
-		if !u.used[i] {
-			p.Spare = append(p.Spare, job.UID)
-		}
 		switch {
-		case u.used[i]:
 		case k != nil && !group.fresh:
 			if k.old > k.short {
 				k.old--

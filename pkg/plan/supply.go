@@ -160,9 +160,9 @@ type balance struct {
 
 // count counts supply for need, unit by unit.
 type count struct {
-	need
-	supply
-	kinds
+	need     need
+	supply   supply
+	kinds    kinds
 	requests *matching
 	balance  balance
 	sizes    []int // How much of each kind of need is served.
@@ -174,9 +174,9 @@ func newCount(n need, u supply) *count {
 	for _, group := range u.group {
 		room[group]++
 	}
-	c.requests = newMatching(c.wants, room)
+	c.requests = newMatching(c.kinds.wants, room)
 	c.balance = balance{served: make([]bool, len(n.group)), warm: make([]int, len(u.groups))}
-	c.sizes = make([]int, len(c.wants))
+	c.sizes = make([]int, len(c.kinds.wants))
 	return c
 }
 
@@ -184,7 +184,7 @@ func newCount(n need, u supply) *count {
 // beside those that were counted before. Whoever is served first thus gets an agent rather
 // than those after it, and still as many as possible get one.
 func (c *count) serve(i int) bool {
-	kind := c.of[c.need.group[i]]
+	kind := c.kinds.of[c.need.group[i]]
 	if !c.requests.place(kind) {
 		return false
 	}
@@ -197,14 +197,14 @@ func (c *count) serve(i int) bool {
 // in the order of supply. That takes nobody's agent away: what can be served best, and what
 // serves it best, can be chosen on each side alone (the theorem of Mendelsohn and Dulmage).
 func (c *count) settle() balance {
-	agents := newMatching(c.fits, c.sizes)
+	agents := newMatching(c.kinds.fits, c.sizes)
 	for i, group := range c.supply.group {
-		c.used[i] = agents.place(group)
+		c.supply.used[i] = agents.place(group)
 	}
 	for i := range c.need.groups {
 		if c.need.groups[i].warm {
 			for g := range c.supply.groups {
-				c.balance.warm[g] += agents.flow[g][c.of[i]]
+				c.balance.warm[g] += agents.flow[g][c.kinds.of[i]]
 			}
 		}
 	}
