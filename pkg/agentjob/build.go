@@ -31,6 +31,7 @@ func Build(s Settings, class agentpool.AgentClass, template batchv1.JobTemplateS
 		return nil, err
 	}
 	template = *template.DeepCopy()
+	class.Registration = cmp.Or(class.Registration, agentpool.RegistrationConfig)
 	b := builder{
 		settings: s,
 		class:    class,
@@ -124,7 +125,7 @@ func (b *builder) annotations(request agentpool.JobRequest, failures int) (map[s
 		AnnotationClassVersion:   b.class.Version,
 		AnnotationCapabilities:   string(claims),
 		AnnotationFailures:       strconv.Itoa(failures),
-		AnnotationRegistration:   string(cmp.Or(b.class.Registration, agentpool.RegistrationConfig)),
+		AnnotationRegistration:   string(b.class.Registration),
 		AnnotationPool:           b.settings.Identity.Pool.Name,
 		AnnotationPipeline:       request.Definition.Name,
 		AnnotationRunURL:         request.Run.URL,

@@ -1,6 +1,7 @@
 package agentjob
 
 import (
+	"cmp"
 	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
@@ -23,8 +24,8 @@ const (
 	fileKey         = ".credentials_rsaparams"
 )
 
-// keyBits is the size of an agent's key.
-const keyBits = 2048
+// KeyBits is the size of an agent's RSA key.
+const KeyBits = 2048
 
 // byteOrderMark begins the files that the agent writes for itself.
 const byteOrderMark = "\ufeff"
@@ -56,10 +57,6 @@ func Secret(s Settings, job *batchv1.Job, credentials AgentCredentials) (*corev1
 	if err != nil {
 		return nil, fmt.Errorf("job %s/%s: the agent's key: %w", job.Namespace, job.Name, err)
 	}
-	workDir := s.WorkDir
-	if workDir == "" {
-		workDir = defaultWorkDir
-	}
 	secret := &corev1.Secret{
 		TypeMeta: metav1.TypeMeta{APIVersion: corev1.SchemeGroupVersion.String(), Kind: "Secret"},
 		ObjectMeta: metav1.ObjectMeta{
@@ -80,7 +77,7 @@ func Secret(s Settings, job *batchv1.Job, credentials AgentCredentials) (*corev1
 			PoolName      string `json:"poolName"`
 			ServerURL     string `json:"serverUrl"`
 			WorkFolder    string `json:"workFolder"`
-		}{true, credentials.AgentID, job.Name, s.Identity.Pool.ID, s.Identity.Pool.Name, s.Identity.URL, workDir},
+		}{true, credentials.AgentID, job.Name, s.Identity.Pool.ID, s.Identity.Pool.Name, s.Identity.URL, cmp.Or(s.WorkDir, defaultWorkDir)},
 		fileCredentials: map[string]any{"scheme": "OAuth", "data": map[string]string{
 			"clientId": credentials.ClientID, "authorizationUrl": credentials.AuthorizationURL, "oauthEndpointUrl": credentials.AuthorizationURL,
 		}},
@@ -111,10 +108,10 @@ type keyParameters struct {
 }
 
 func keyParametersOf(key *rsa.PrivateKey) (keyParameters, error) {
-	if key == nil || key.N.BitLen() != keyBits || len(key.Primes) != 2 {
+	if key == nil || key.N.BitLen() != KeyBits || len(key.Primes) != 2 {
 		return keyParameters{}, errors.New("want one of 2048 bits with two primes")
 	}
-	const whole, half = keyBits / 8, keyBits / 16
+	const whole, half = KeyBits / 8, KeyBits / 16
 	number := func(n *big.Int, width int) string {
 		return base64.StdEncoding.EncodeToString(n.FillBytes(make([]byte, width)))
 	}

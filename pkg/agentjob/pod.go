@@ -151,7 +151,7 @@ func (b *builder) overlayAgent(agent *corev1.Container) {
 		"AZP_HANDOVER_DIR":  handoverDir,
 		"AZP_PROBE_ADDRESS": ":" + strconv.Itoa(probePort),
 		"AZP_HANG_LIMIT":    text(b.settings.HangLimit),
-		"AZP_REGISTRATION":  string(cmp.Or(b.class.Registration, agentpool.RegistrationConfig)),
+		"AZP_REGISTRATION":  string(b.class.Registration),
 	}
 	mounts := []corev1.VolumeMount{{Name: volumeHandover, MountPath: handoverDir, ReadOnly: true}}
 	if !b.jit() {

@@ -152,7 +152,7 @@ func (a *App) work(ctx context.Context) error {
 		config := loopConfig(a.config, k.settings)
 		config.OtherPools = func() int { return a.runningBeside(pool) }
 		loops = append(loops, loop{
-			Scaler: scaler.New(config, service{a.client}, k, a.metrics.Loop, a.log, time.Now),
+			Scaler: scaler.New(config, k.service, k, a.metrics.Loop, a.log, time.Now),
 			kube:   k,
 		})
 		a.log.Info("scaling", "url", a.config.URL, "pool", pool.Name, "pool_id", pool.ID,
@@ -193,7 +193,7 @@ func (a *App) connect(name string, pool agentpool.Pool, catalogue *catalogue, wa
 	if err != nil {
 		return kube{}, err
 	}
-	k.accounts = newAccounts(k.ServiceAccountTemplate, time.Now)
+	k.accounts = newRecent(k.ServiceAccountTemplate, accountAge, time.Now)
 	return k, nil
 }
 

@@ -23,9 +23,9 @@ type kube struct {
 	*cluster.Cluster
 	settings  agentjob.Settings
 	catalogue *catalogue
-	accounts  *accounts
+	accounts  *recent[agentjob.ServiceAccountTemplate] // By the name that classes give.
 	service   service
-	versions  *versions
+	versions  versions
 	watched   func() bool // Whether the classes are known.
 	now       func() time.Time
 }
@@ -76,6 +76,9 @@ func (k kube) settingsFor(ctx context.Context, class agentclass.Class) (agentjob
 	settings.ServiceAccount = mergeAccounts(settings.ServiceAccount, extra)
 	return settings, nil
 }
+
+// accountAge is how long what was read of a ServiceAccount that classes name holds.
+const accountAge = 10 * time.Second
 
 // mergeAccounts adds to what every account gets what that of the class has.
 func mergeAccounts(every, class agentjob.ServiceAccountTemplate) agentjob.ServiceAccountTemplate {

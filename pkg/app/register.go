@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -19,12 +18,8 @@ import (
 	"github.com/azp-scaler/azp-scaler/pkg/cluster"
 )
 
-const (
-	// agentKeyBits is the size of key that agents have.
-	agentKeyBits = 2048
-	// takeBackLimit is for removing what a creation that failed has left.
-	takeBackLimit = 15 * time.Second
-)
+// takeBackLimit is for removing what a creation that failed has left.
+const takeBackLimit = 15 * time.Second
 
 // register makes a key pair for the agent of a Job, registers the agent with it, and gives
 // the Secret that the agent runs on. The key is kept nowhere else.
@@ -34,7 +29,7 @@ func (k kube) register(settings agentjob.Settings, class agentpool.AgentClass) c
 		if err != nil {
 			return nil, 0, &registrationError{agent: job.Name, err: err}
 		}
-		key, err := rsa.GenerateKey(rand.Reader, agentKeyBits)
+		key, err := rsa.GenerateKey(rand.Reader, agentjob.KeyBits)
 		if err != nil {
 			return nil, 0, fmt.Errorf("register agent %s: make its key: %w", job.Name, err)
 		}
@@ -99,48 +94,28 @@ func (k kube) takeBack(ctx context.Context, made agentpool.AgentJob, cause error
 // versionAge is how long the newest version that the service offers is taken to be so.
 const versionAge = 10 * time.Minute
 
-// versions knows which version of the agent program the service offers.
-type versions struct {
-	ask func(ctx context.Context, platform, version string) (azuredevops.Package, error)
-	now func() time.Time
+// versions knows which version of the agent program the service offers for a platform.
+type versions struct{ *recent[string] }
 
-	mu    sync.Mutex
-	known map[string]offeredVersion
-}
-
-type offeredVersion struct {
-	version string
-	at      time.Time
-}
-
-func newVersions(ask func(context.Context, string, string) (azuredevops.Package, error), now func() time.Time) *versions {
-	return &versions{ask: ask, now: now, known: map[string]offeredVersion{}}
+func newVersions(ask func(ctx context.Context, platform, version string) (azuredevops.Package, error), now func() time.Time) versions {
+	return versions{newRecent(func(ctx context.Context, platform string) (string, error) {
+		newest, err := ask(ctx, platform, "")
+		return newest.Version, err
+	}, versionAge, now)}
 }
 
 // of gives the version to register an agent with: the one that is configured, or else the
-// newest for the class's processor. The agent corrects it when it comes online.
-func (v *versions) of(ctx context.Context, configured string, capabilities agentpool.Capabilities) (string, error) {
+// newest for the class's processor, as far as is known. The agent corrects it when it comes
+// online.
+func (v versions) of(ctx context.Context, configured string, capabilities agentpool.Capabilities) (string, error) {
 	if configured != "" {
 		return configured, nil
 	}
-	platform := platformOf(capabilities)
-	v.mu.Lock()
-	known, ok := v.known[platform]
-	v.mu.Unlock()
-	if ok && v.now().Sub(known.at) < versionAge {
-		return known.version, nil
-	}
-	newest, err := v.ask(ctx, platform, "")
-	if err != nil {
-		if ok {
-			return known.version, nil
-		}
+	newest, err := v.get(ctx, platformOf(capabilities))
+	if newest == "" && err != nil {
 		return "", fmt.Errorf("the version of the agent program (set AZP_AGENT_VERSION to do without asking): %w", err)
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.known[platform] = offeredVersion{version: newest.Version, at: v.now()}
-	return newest.Version, nil
+	return newest, nil
 }
 
 // platformOf names the package for the processor that a class's agents run on.

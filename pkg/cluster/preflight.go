@@ -217,7 +217,7 @@ func (c *Cluster) checkToken(ctx context.Context, in Installation) []Problem {
 		// The missing right has been told already.
 		return nil
 	case err != nil:
-		return []Problem{{What: fmt.Sprintf("the Secret %q can't be read: %v", in.TokenSecret, err), Where: where, Remedy: "check that the API server is reachable", Reason: ReasonOf(fail("get", "Secret", c.config.Namespace, in.TokenSecret, err))}}
+		return []Problem{{What: fmt.Sprintf("the Secret %q can't be read: %v", in.TokenSecret, err), Where: where, Remedy: "check that the API server is reachable", Reason: ReasonOf(fail("get", kindSecret, c.config.Namespace, in.TokenSecret, err))}}
 	case len(secret.Data[in.TokenKey]) == 0:
 		return []Problem{{What: fmt.Sprintf("the Secret %q has no key %q, or an empty one", in.TokenSecret, in.TokenKey), Where: where, Remedy: remedy, Fatal: true, Reason: agentpool.ReasonMissingObject}}
 	}

@@ -308,10 +308,7 @@ func (m *memory) miss(jobs []agentpool.AgentJob, agents []agentpool.Agent, grace
 			delete(m.lost, job.Name)
 			continue
 		}
-		since, known := m.lost[job.Name]
-		if !known {
-			m.lost[job.Name] = now
-		} else if now.Sub(since) >= grace {
+		if met(m.lost, job.Name, now) >= grace {
 			m.givenUp[job.Name] = true
 		}
 	}
@@ -339,12 +336,17 @@ func (m *memory) inspected(job agentpool.AgentJob, offered agentpool.Capabilitie
 func (m *memory) orphaned(name string, now time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	since, known := m.orphans[name]
+	return met(m.orphans, name, now)
+}
+
+// met tells how long ago something was first met, and records that.
+func met(first map[string]time.Time, name string, now time.Time) time.Duration {
+	at, known := first[name]
 	if !known {
-		m.orphans[name] = now
+		first[name] = now
 		return 0
 	}
-	return now.Sub(since)
+	return now.Sub(at)
 }
 
 // forget drops what concerns neither a present Job, nor a present request, nor a
