@@ -5,8 +5,6 @@ import (
 	"os"
 	"syscall"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 )
 
 // registered lays a pod out as the scaler does where it registers the agent: the agent's
@@ -48,17 +46,6 @@ func TestRunWithdrawnByTheScaler(t *testing.T) {
 	// Without its registration the agent program ends by itself, long before the limit.
 	p.touch("gone")
 	c.expect(10, "asked to stop while idle")
-}
-
-func TestRunStoppedWithoutAScaler(t *testing.T) {
-	p := newPod(t)
-	p.registered()
-	c := p.listening("AZP_REGISTRATION=jit", "AZP_WITHDRAW_LIMIT=300ms")
-	c.signal(syscall.SIGTERM)
-	c.expect(10, "asked to stop while idle")
-	if diff := cmp.Diff([]string{"interrupt"}, p.signals()); diff != "" {
-		t.Errorf("signals of the listener (-want +got):\n%s", diff)
-	}
 }
 
 func TestRunRegisteredByNobody(t *testing.T) {

@@ -139,15 +139,18 @@ func TestRunStoppedWhileIdle(t *testing.T) {
 }
 
 func TestRunStoppedWithoutVerdict(t *testing.T) {
-	for name, change := range map[string]func(p *pod){
-		"none comes": func(*pod) {},
-		"no folder":  func(p *pod) { p.must(os.RemoveAll(p.path("verdict"))) },
+	for name, test := range map[string]struct {
+		layOut       func(p *pod)
+		registration string
+	}{
+		"none comes": {(*pod).configured, "config"},
+		"no folder":  {func(p *pod) { p.configured(); p.must(os.RemoveAll(p.path("verdict"))) }, "config"},
+		"no scaler":  {(*pod).registered, "jit"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPod(t)
-			p.configured()
-			change(p)
-			c := p.listening("AZP_WITHDRAW_LIMIT=300ms")
+			test.layOut(p)
+			c := p.listening("AZP_WITHDRAW_LIMIT=300ms", "AZP_REGISTRATION="+test.registration)
 			c.signal(syscall.SIGTERM)
 			c.expect(10, "asked to stop while idle")
 			if diff := cmp.Diff([]string{"interrupt"}, p.signals()); diff != "" {
