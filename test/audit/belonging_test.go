@@ -33,6 +33,16 @@ func TestSwaps(t *testing.T) {
 			s.queued(0, 1).queued(0, 2).jobOfClass(1, job(1, 0), "rare").jobOfClass(1, job(2, 0), "common").jobOfClass(2, job(1, 1), "rare")
 			s.ran(20, 2, 10, job(1, 0)).ran(21, 1, 11, job(1, 1)).idle(22, 12, job(2, 0))
 		}, want: "duplicate", evidence: "agent 12"},
+		"the agent that is made anew is named after another rare build": {tell: func(s *story) {
+			s.queued(0, 1).queued(0, 2).queued(0, 3)
+			s.jobOfClass(1, job(1, 0), "rare").jobOfClass(1, job(2, 0), "rare").jobOfClass(1, job(3, 0), "common")
+			s.ran(3, 3, 10, job(1, 0)).jobOfClass(5, job(2, 1), "rare").ran(7, 1, 12, job(2, 1)).ran(8, 2, 11, job(2, 0)).idle(4, 13, job(3, 0))
+		}},
+		"a further Job of a class that lost no agent": {tell: func(s *story) {
+			s.queued(0, 1).queued(0, 2).queued(0, 3)
+			s.jobOfClass(1, job(1, 0), "rare").jobOfClass(1, job(2, 0), "rare").jobOfClass(1, job(3, 0), "common")
+			s.ran(3, 2, 10, job(1, 0)).ran(3, 3, 11, job(2, 0)).jobOfClass(5, job(3, 1), "other").ran(7, 1, 12, job(3, 1)).idle(4, 13, job(3, 0))
+		}, want: "duplicate", evidence: "agent 13"},
 		"another installation took the build": {tell: func(s *story) {
 			s.queued(0, 1).jobCreated(1, job(1, 0)).jobCreated(1, other()).ran(3, 1, 10, other()).idle(3, 11, job(1, 0))
 		}},

@@ -18,7 +18,7 @@
 //
 // Two more things explain an agent. A warm one, which was made for no request, may
 // have taken the build that it was made for. And the service may have given its
-// build to another agent of ours, whose own request then needed a further Job: that
+// build to another agent of ours, in whose place a further Job was then made: that
 // explains it as long as it is of another class than that Job, as it could have
 // taken the build itself otherwise.
 //

@@ -94,7 +94,10 @@ func (j *judge) wentAway() []explanation {
 
 // madeAnew gives an explanation for each request whose agent the service gave to
 // another request, which had an agent of its own coming that could not do in its
-// place: a further Job of another class had to be made.
+// place: a further Job of another class had to be made. Whose further Job that is
+// does not follow from whose agent was taken, as the agents of one class may
+// have swapped their builds before: it is of the taken agent's class, or for the
+// request that the taken agent was made for. It explains one agent at the most.
 func (j *judge) madeAnew() []explanation {
 	var out []explanation
 	first := j.firstJobs()
@@ -109,9 +112,14 @@ func (j *judge) madeAnew() []explanation {
 		if !found || created.After(taken.received.Add(j.rules.Slack)) {
 			continue // Nothing was made for the other request, so nothing is left over of it.
 		}
+		made := j.ix.jobOf(a)
 		for _, again := range j.sortedJobs() {
-			if again.instance == instance && again.requestID == own && again.name != a.name && again.class != "" &&
-				!counted[again.name] && again.created.After(taken.received.Add(-j.rules.Slack)) && again.created.After(j.madeAt(a)) {
+			if again.instance != instance || again.warm || again.class == "" || again.name == a.name || counted[again.name] {
+				continue
+			}
+			inItsPlace := again.requestID == own || made != nil && again.class == made.class
+			further := again.created.After(first[purpose{instance, again.requestID}])
+			if inItsPlace && further && again.created.After(taken.received.Add(-j.rules.Slack)) && again.created.After(j.madeAt(a)) {
 				counted[again.name] = true
 				out = append(out, explanation{instance: instance, at: again.created, otherThan: again.class})
 				break
