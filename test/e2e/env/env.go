@@ -37,6 +37,9 @@ type Options struct {
 	// Service are options of the fake service. Organisation, seed, audit log and
 	// the pool's token are set here.
 	Service azuredevopstest.Options
+	// Registration is how agents come to be known to the pool, where their class does not
+	// say: config (the default) or jit. With jit the pool's token is in no namespace.
+	Registration string
 	// Download has pods download the agent from the service, instead of finding
 	// it in the image.
 	Download bool

@@ -14,7 +14,7 @@ import (
 )
 
 // install makes what a user installs: the namespaces, the scaler's account with
-// its rights from the delivered manifests, the token and the certificate
+// its rights from the delivered manifests, the token, if pods need it, and the certificate
 // authority. The rest of the manifests is not applied: the scaler runs as a
 // process beside the cluster, not as a Deployment in it.
 func (in *Installation) install(ctx context.Context, root string) error {
@@ -34,13 +34,16 @@ func (in *Installation) install(ctx context.Context, root string) error {
 			return err
 		}
 	}
-	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: tokenSecret}, StringData: map[string]string{tokenKey: in.token}}
-	if _, err := e.Admin.CoreV1().Secrets(in.AgentsNamespace).Create(ctx, secret, metav1.CreateOptions{}); err != nil {
-		return fmt.Errorf("the pool's token: %w", err)
-	}
 	authority := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: caConfigMap}, Data: map[string]string{caKey: string(e.Service.CA)}}
 	if _, err := e.Admin.CoreV1().ConfigMaps(in.AgentsNamespace).Create(ctx, authority, metav1.CreateOptions{}); err != nil {
 		return fmt.Errorf("the service's certificate authority: %w", err)
+	}
+	if e.options.Registration == registrationJIT {
+		return nil // Nobody but the scaler signs in with it.
+	}
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: TokenSecret}, StringData: map[string]string{tokenKey: in.token}}
+	if _, err := e.Admin.CoreV1().Secrets(in.AgentsNamespace).Create(ctx, secret, metav1.CreateOptions{}); err != nil {
+		return fmt.Errorf("the pool's token: %w", err)
 	}
 	return nil
 }

@@ -96,11 +96,14 @@ func (in *Installation) prepareScaler(ctx context.Context, override map[string]s
 		"AZP_URL": e.Service.URL, "AZP_POOL": Pool, "AZP_TOKEN_FILE": tokenFile, "AZP_CA_FILE": e.CAFile,
 		"KUBECONFIG": kubeconfig, "AZP_NAMESPACE": in.AgentsNamespace, "AZP_RELEASE": in.Name,
 		"AZP_AGENT_IMAGE": AgentImage, "AZP_AGENT_IMAGE_PULL_POLICY": "Never", "AZP_AGENT_SOURCE": source,
-		"AZP_AGENT_TOKEN_SECRET": tokenSecret, "AZP_AGENT_TOKEN_SECRET_KEY": tokenKey, "AZP_AGENT_CA_CONFIGMAP": caConfigMap,
+		"AZP_AGENT_TOKEN_SECRET": TokenSecret, "AZP_AGENT_TOKEN_SECRET_KEY": tokenKey, "AZP_AGENT_CA_CONFIGMAP": caConfigMap,
 		"AZP_AGENT_CPU_REQUEST": agentCPU, "AZP_AGENT_MEMORY_REQUEST": agentMemory,
 		"AZP_ROLE_BINDINGS": in.TargetNamespace + " ClusterRole/" + targetRole,
 		"AZP_JOB_TTL":       "2s", "AZP_POLL_BUSY": PollBusy.String(), "AZP_POLL_IDLE": PollIdle.String(), "AZP_IDLE_LIMIT": IdleLimit.String(),
 		"AZP_LOG_FORMAT": "json", "AZP_LOG_LEVEL": "debug",
+	}
+	if e.options.Registration != "" {
+		settings["AZP_REGISTRATION"] = e.options.Registration
 	}
 	maps.Copy(settings, override)
 	// The log is of this run alone.

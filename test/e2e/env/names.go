@@ -11,6 +11,8 @@ const (
 	Pool            = "kubernetes"
 	// AgentImage is built locally and never pulled.
 	AgentImage = "azp-scaler.local/agent:env"
+	// TokenSecret holds the token that pods sign in with.
+	TokenSecret = "azp-token"
 )
 
 // The scaler's limits that suit a run of a minute, in the place of those that users
@@ -23,7 +25,6 @@ const (
 
 const (
 	organisation = "acme"
-	tokenSecret  = "azp-token"
 	tokenKey     = "token"
 	caConfigMap  = "azp-ca"
 	caKey        = "ca.crt"
@@ -31,4 +32,5 @@ const (
 	// placeholderPrefix begins the names of the placeholder agents; what follows is
 	// an instance, a class and a hash.
 	placeholderPrefix = "azp-placeholder-"
+	registrationJIT   = "jit"
 )
