@@ -103,6 +103,11 @@ bench: ## Run the benchmarks that need no cluster.
 	@packages="$(UNIT)"; \
 	$(GO) test -run '^$$' -bench . -benchmem $(TEST_FLAGS) $$packages
 
+.PHONY: bench-startup
+bench-startup: $(OUT)/bin ## Compare how agents start that the scaler registers with those that pods do, on the cluster (BENCH_BUILDS=10).
+	@$(GO) build -o $(OUT)/bin/bench-startup ./test/bench/startup
+	@exec $(OUT)/bin/bench-startup
+
 .PHONY: tools
 tools: $(GOLANGCI_LINT) $(GOFUMPT) $(GOTESTSUM) ## Build the development tools into the cache.
 
