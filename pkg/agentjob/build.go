@@ -182,6 +182,9 @@ func check(s Settings, class agentpool.AgentClass, template batchv1.JobTemplateS
 		}
 	}
 	checkPod(s, template.Spec.Template.Spec, bad)
+	if class.Registration != agentpool.RegistrationJIT {
+		checkApart(s, template.Spec.Template.Spec, bad)
+	}
 	return errors.Join(wrong...)
 }
 

@@ -307,6 +307,48 @@ func TestBuildRefusesWhatBreaksAPromise(t *testing.T) {
 				Sources: []corev1.VolumeProjection{{Secret: &corev1.SecretProjection{LocalObjectReference: corev1.LocalObjectReference{Name: "azp-token"}}}},
 			}}
 		}, "holds the Secret"},
+		{"token by a driver", func(i *input) {
+			i.template.Spec.Template.Spec.Volumes[0].VolumeSource = corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
+				Driver: "secrets.example", NodePublishSecretRef: &corev1.LocalObjectReference{Name: "azp-token"},
+			}}
+		}, "holds the Secret"},
+		{"token by a driver's attribute", func(i *input) {
+			i.template.Spec.Template.Spec.Volumes[0].VolumeSource = corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
+				Driver: "files.example", VolumeAttributes: map[string]string{"secretName": "azp-token"},
+			}}
+		}, "holds the Secret"},
+		{"token for config.sh", func(i *input) {
+			i.template.Spec.Template.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "vsts_agent_input_token", Value: "secretpat"}}
+		}, "vsts_agent_input_token"},
+		{"our volume mounted", func(i *input) {
+			i.template.Spec.Template.Spec.Containers[0].VolumeMounts[0].Name = "token"
+		}, `mounts the volume "token"`},
+		{"our place", func(i *input) {
+			i.template.Spec.Template.Spec.Containers[0].VolumeMounts[0].MountPath = "/run/azp/../azp/verdict/"
+		}, "is ours"},
+		{"ephemeral container", func(i *input) {
+			i.template.Spec.Template.Spec.EphemeralContainers = []corev1.EphemeralContainer{{}}
+		}, "ephemeralContainers"},
+		{"privileged", func(i *input) {
+			i.template.Spec.Template.Spec.Containers[0].SecurityContext.Privileged = new(true)
+		}, "privileged=true"},
+		{"privileged beside the build", func(i *input) {
+			i.template.Spec.Template.Spec.Containers[1].SecurityContext = &corev1.SecurityContext{Privileged: new(true)}
+		}, `container "database" must not set securityContext.privileged=true`},
+		{"the node's files", func(i *input) {
+			i.template.Spec.Template.Spec.Volumes[0].VolumeSource = corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/var/lib"}}
+		}, "hostPath"},
+		{"the node's network", func(i *input) { i.template.Spec.Template.Spec.HostNetwork = true }, "hostNetwork=true"},
+		{"a capability", func(i *input) {
+			i.template.Spec.Template.Spec.Containers[0].SecurityContext.Capabilities = &corev1.Capabilities{Add: []corev1.Capability{"SYS_ADMIN"}}
+		}, "SYS_ADMIN"},
+		{"the sidecar's user", func(i *input) {
+			i.template.Spec.Template.Spec.Containers[0].SecurityContext.RunAsUser = new(int64(65532))
+		}, `container "agent": user 65532`},
+		{"the sidecar's user for the pod", func(i *input) {
+			i.template.Spec.Template.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: new(int64(65532))}
+		}, `container "database": user 65532`},
+		{"the sidecar's user by default", func(i *input) { i.settings.UID = 65532 }, `container "warm": user 65532`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -321,6 +363,42 @@ func TestBuildRefusesWhatBreaksAPromise(t *testing.T) {
 			}
 			if strings.Contains(err.Error(), "secretpat") {
 				t.Errorf("the error repeats a credential: %v", err)
+			}
+		})
+	}
+}
+
+// TestBuildAllowsWhatHarmsNothing: what a class may have, as the credential is not in reach.
+func TestBuildAllowsWhatHarmsNothing(t *testing.T) {
+	t.Parallel()
+	node := func(pod *corev1.PodSpec) {
+		pod.Containers[0].SecurityContext.Privileged = new(true)
+		pod.HostNetwork = true
+		pod.Volumes[0].VolumeSource = corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/var/cache"}}
+	}
+	for _, c := range []struct {
+		name   string
+		class  agentpool.AgentClass
+		change func(*corev1.PodSpec)
+	}{
+		{"the node, where no pod has the token", jit(), node},
+		{"the sidecar's user, where there is no sidecar", jit(), func(pod *corev1.PodSpec) { pod.Containers[0].SecurityContext.RunAsUser = new(int64(65532)) }},
+		{"another Secret", class(), func(pod *corev1.PodSpec) {
+			pod.Volumes[0].VolumeSource = corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "npm"}}
+		}},
+		{"a ConfigMap of the Secret's name", class(), func(pod *corev1.PodSpec) {
+			pod.Volumes[0].VolumeSource = corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "azp-token"}}}
+		}},
+		{"root beside the build", class(), func(pod *corev1.PodSpec) {
+			pod.Containers[1].SecurityContext = &corev1.SecurityContext{RunAsUser: new(int64(0)), Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"CHOWN"}}}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			template := richTemplate()
+			c.change(&template.Spec.Template.Spec)
+			if _, err := agentjob.Build(settings(), c.class, template, request(), 0, 0); err != nil {
+				t.Error(err)
 			}
 		})
 	}

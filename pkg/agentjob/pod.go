@@ -24,12 +24,13 @@ const (
 
 // Where the volumes of ours are mounted; the entrypoint has the same defaults.
 const (
-	tokenDir        = "/run/azp/token"
-	registrationDir = "/run/azp/registration"
-	handoverDir     = "/run/azp/handover"
-	verdictDir      = "/run/azp/verdict"
-	claimedDir      = "/run/azp/claimed"
-	caDir           = "/run/azp/ca"
+	exchangeDir     = "/run/azp"
+	tokenDir        = exchangeDir + "/token"
+	registrationDir = exchangeDir + "/registration"
+	handoverDir     = exchangeDir + "/handover"
+	verdictDir      = exchangeDir + "/verdict"
+	claimedDir      = exchangeDir + "/claimed"
+	caDir           = exchangeDir + "/ca"
 	caKey           = "ca.crt"
 	accountDir      = "/var/run/secrets/kubernetes.io/serviceaccount"
 )

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -83,7 +84,16 @@ func (c *Cluster) PreflightClass(ctx context.Context, sample *batchv1.Job) []Pro
 			Fatal: true, Reason: agentpool.ReasonInvalid,
 		})
 	}
+	own, found := c.ownNamespace(ctx, bindings)
+	problems = append(problems, found...)
 	for _, namespace := range namespacesOf(bindings) {
+		if namespace == own {
+			problems = append(problems, Problem{
+				What: "builds would have a role in the scaler's own namespace, where it could read the pool's token", Where: "namespace " + namespace,
+				Remedy: "have builds deploy into another namespace", Fatal: true, Reason: agentpool.ReasonInvalid,
+			})
+			continue
+		}
 		// What lets the scaler bind a role is shown by trying, below.
 		found, usable := c.checkRights(ctx, namespace, TargetRights(namespace, nil, true))
 		problems = append(problems, found...)
@@ -92,6 +102,32 @@ func (c *Cluster) PreflightClass(ctx context.Context, sample *batchv1.Job) []Pro
 		}
 	}
 	return problems
+}
+
+// ownNamespace is that of the ServiceAccount that the scaler has signed in as: there its
+// own pod has the pool's credential. It is empty for another kind of user.
+func (c *Cluster) ownNamespace(ctx context.Context, bindings []agentpool.RoleBinding) (string, []Problem) {
+	if len(bindings) == 0 {
+		return "", nil
+	}
+	var review *authenticationv1.SelfSubjectReview
+	err := c.bounded(ctx, func(ctx context.Context) (err error) {
+		review, err = c.client.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+		return err
+	})
+	if err != nil {
+		return "", []Problem{{
+			What: fmt.Sprintf("whom the scaler has signed in as can't be read: %v", err), Where: "cluster", Remedy: "check that the API server is reachable",
+			Fatal: true, Reason: agentpool.ReasonAPIUnavailable,
+		}}
+	}
+	// As the API server names them: system:serviceaccount:NAMESPACE:NAME.
+	account, _ := strings.CutPrefix(review.Status.UserInfo.Username, "system:serviceaccount:")
+	namespace, _, isAccount := strings.Cut(account, ":")
+	if !isAccount {
+		return "", nil
+	}
+	return namespace, nil
 }
 
 // namespacesOf gives the namespaces that rights lie in, each once, in order.

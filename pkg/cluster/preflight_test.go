@@ -49,6 +49,7 @@ func TestPreflightFindsEveryProblem(t *testing.T) {
 		prepare func(*testing.T, *environment)
 		change  func(*agentpool.AgentClass, *batchv1.JobTemplateSpec)
 		input   func(*cluster.Installation)
+		own     bool // The builds get their rights where the scaler is.
 		reason  agentpool.Reason
 		want    []string
 	}{
@@ -70,6 +71,7 @@ func TestPreflightFindsEveryProblem(t *testing.T) {
 			must(e.admin.RbacV1().Roles(e.target).Update(t.Context(), role, metav1.UpdateOptions{}))(t)
 		}, reason: agentpool.ReasonMissingObject, want: []string{`Role "absent"`, `create the role "absent"`}},
 		{name: "target absent", change: right("nowhere", "ClusterRole", "edit"), reason: agentpool.ReasonForbidden, want: []string{"namespace nowhere", "does not exist, or"}},
+		{name: "the scaler's own namespace as target", own: true, reason: agentpool.ReasonInvalid, want: []string{"scaler-", "own namespace", "read the pool's token"}},
 		{name: "no rights in the target", prepare: func(t *testing.T, e *environment) {
 			if err := e.admin.RbacV1().RoleBindings(e.target).Delete(t.Context(), "azp-scaler", metav1.DeleteOptions{}); err != nil {
 				t.Fatal(err)
@@ -103,6 +105,9 @@ func TestPreflightFindsEveryProblem(t *testing.T) {
 			change := c.change
 			if change == nil {
 				change = func(*agentpool.AgentClass, *batchv1.JobTemplateSpec) {}
+			}
+			if c.own {
+				change = right(strings.Replace(e.agents, "agents", "scaler", 1), "ClusterRole", "edit")
 			}
 			in, sample := installation(), e.sample(change)
 			if c.input != nil {
