@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"runtime"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agent"
@@ -17,6 +18,9 @@ import (
 type configuration struct {
 	agent.Settings
 
+	// proxy is the entrypoint's own way to the service: that of the agent program, or, where
+	// there is none, the usual one of the environment.
+	proxy          azuredevops.Proxy
 	token          azuredevops.Secret
 	tokenFile      string
 	logLevel       slog.Level
@@ -52,6 +56,13 @@ func variables() []variable {
 		{"AZP_AGENT_NAME", "", "name of the agent in the pool; empty is the host's name", text(func(c *configuration) *string { return &c.AgentName })},
 		{"AZP_WORK", "_work", "the agent's work folder", text(func(c *configuration) *string { return &c.Work })},
 		{"AZP_CA_FILE", "", "PEM file of roots to trust besides the system's, at the same path in every container", text(func(c *configuration) *string { return &c.CAFile })},
+		{"AZP_PROXY_URL", "", "proxy to Azure DevOps, of the entrypoint and the agent program; without it the entrypoint obeys `HTTPS_PROXY`", func(c *configuration, v string) error {
+			c.Proxy.HTTPS, c.Proxy.HTTP = azuredevops.Secret(v), azuredevops.Secret(v)
+			return nil
+		}},
+		{"AZP_NO_PROXY", "", "what is reached without that proxy: hosts and domains, comma-separated, each with a port or without", text(func(c *configuration) *string { return &c.Proxy.NoProxy })},
+		{"AZP_PROXY_USERNAME_FILE", "", "file with the user name that the proxy wants, read again when it changes", text(func(c *configuration) *string { return &c.Proxy.UsernameFile })},
+		{"AZP_PROXY_PASSWORD_FILE", "", "file with the password for that", text(func(c *configuration) *string { return &c.Proxy.PasswordFile })},
 		{"AZP_AGENT_ROOT", "/azp/agent", "folder of the agent program; must be writable", text(func(c *configuration) *string { return &c.Root })},
 		{"AZP_AGENT_SOURCE", "auto", "`image`, `download`, or `auto`: the image's program if there is one", func(c *configuration, v string) error {
 			c.Source = agent.Source(v)
@@ -145,6 +156,10 @@ func load(lookup func(string) (string, bool), on host) (configuration, error) {
 	if c.Platform == "" {
 		c.Platform = platform(runtime.GOARCH)
 	}
+	if c.proxy = c.Proxy; c.Proxy.HTTPS == "" {
+		c.Proxy = azuredevops.Proxy{}
+		c.proxy = usualProxy(lookup, c.proxy)
+	}
 	switch {
 	case c.tokenFile != "":
 		c.Token = azuredevops.FileToken(c.tokenFile)
@@ -152,6 +167,21 @@ func load(lookup func(string) (string, bool), on host) (configuration, error) {
 		c.Token = azuredevops.StaticToken(c.token)
 	}
 	return c, errors.Join(errs...)
+}
+
+// usualProxy adds to the files with the proxy's user and password the proxy that programs
+// find in their environment, in either case.
+func usualProxy(lookup func(string) (string, bool), files azuredevops.Proxy) azuredevops.Proxy {
+	either := func(name string) string {
+		if value, _ := lookup(name); value != "" {
+			return value
+		}
+		value, _ := lookup(strings.ToLower(name))
+		return value
+	}
+	files.HTTPS, files.HTTP = azuredevops.Secret(either("HTTPS_PROXY")), azuredevops.Secret(either("HTTP_PROXY"))
+	files.NoProxy = either("NO_PROXY")
+	return files
 }
 
 // platform names the service's package for an architecture of Go's.

@@ -128,6 +128,7 @@ func (p program) carryOut(ctx context.Context, step agent.Step, config configura
 		URL:       config.URL,
 		Token:     config.Token,
 		CAFile:    config.CAFile,
+		Proxy:     config.proxy,
 		UserAgent: "azp-scaler-agent/" + version(),
 		Logger:    log,
 	})

@@ -21,6 +21,14 @@ func loadConfig() (app.Config, error) {
 			}
 		}
 	}
+	// Programs take these in either case.
+	for _, name := range []string{"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"} {
+		if value := os.Getenv(strings.ToLower(name)); value != "" && os.Getenv(name) == "" {
+			if err := os.Setenv(name, value); err != nil {
+				return app.Config{}, fmt.Errorf("%w:\n%s: %w", app.ErrConfiguration, name, err)
+			}
+		}
+	}
 	var config app.Config
 	if err := envconfig.Process("", &config); err != nil {
 		return app.Config{}, fmt.Errorf("%w:\n%w", app.ErrConfiguration, err)

@@ -68,3 +68,17 @@ func TestEmptyVariableCountsAsNotSet(t *testing.T) {
 		t.Errorf("want the default of 2s for an empty variable, got %s", got)
 	}
 }
+
+func TestProxyInEitherCase(t *testing.T) {
+	clearEnvironment(t)
+	for name, value := range map[string]string{"HTTPS_PROXY": "", "https_proxy": "http://lower:1", "NO_PROXY": ".upper", "no_proxy": ".lower"} {
+		t.Setenv(name, value)
+	}
+	config, err := loadConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if config.HTTPSProxy.Reveal() != "http://lower:1" || config.NoProxy != ".upper" {
+		t.Errorf("want the lower case where there is no upper, got %q and %q", config.HTTPSProxy.Reveal(), config.NoProxy)
+	}
+}

@@ -63,11 +63,3 @@ func (s *Supervisor) makeBundle() error {
 }
 
 func (s *Supervisor) bundlePath() string { return filepath.Join(s.settings.Root, bundleFile) }
-
-// withBundle points the environment at the bundle, if there is an extra root.
-func (s *Supervisor) withBundle(env []string) []string {
-	if s.settings.CAFile == "" {
-		return env
-	}
-	return append(without(env, "SSL_CERT_FILE"), "SSL_CERT_FILE="+s.bundlePath())
-}

@@ -73,7 +73,7 @@ func (s *Supervisor) register(ctx context.Context) (registration, error) {
 	if !exists(filepath.Join(s.settings.Root, configProgram)) {
 		return registration{}, fail(ExitConfiguration, "%s is not in the agent root %s: put the whole agent program there", configProgram, s.settings.Root)
 	}
-	if err := s.makeBundle(); err != nil {
+	if err := s.layDownNetwork(); err != nil {
 		return registration{}, err
 	}
 	limited, cancel := context.WithTimeoutCause(ctx, s.settings.ConfigureLimit,
@@ -179,7 +179,10 @@ func (s *Supervisor) runConfig(ctx context.Context) error {
 	defer out.Flush()
 	cmd := exec.Command("./"+configProgram, s.configArguments()...)
 	cmd.Dir = s.settings.Root
-	cmd.Env = s.withBundle(configureEnvironment(s.settings.Environment, s.tokenSeen, s.settings.CAFile))
+	var err error
+	if cmd.Env, err = s.withNetwork(configureEnvironment(s.settings.Environment, s.tokenSeen, s.settings.CAFile)); err != nil {
+		return fail(ExitConfiguration, "%w", err)
+	}
 	cmd.Stdout = out
 	cmd.Stderr = out
 	began := time.Now()

@@ -26,7 +26,7 @@ const largestFile = 256 << 10
 // handoverFiles are what configure leaves in the agent root and run needs there;
 // requiredFiles of them always.
 func handoverFiles() []string {
-	return append(requiredFiles(), ".proxy", ".proxycredentials", ".proxybypass", ".certificates", ".options")
+	return append(requiredFiles(), proxyFile, ".proxycredentials", ".credential_store", bypassFile, certificatesFile, ".options")
 }
 
 func requiredFiles() []string { return []string{".agent", ".credentials", ".credentials_rsaparams"} }

@@ -87,7 +87,9 @@ func (s *Supervisor) startListener() (*listener, error) {
 	// code reaches us.
 	cmd := exec.Command("./"+listenerProgram, "run", "--once")
 	cmd.Dir = s.settings.Root
-	cmd.Env = s.listenerEnvironment()
+	if cmd.Env, err = s.listenerEnvironment(); err != nil {
+		return nil, errors.Join(err, read.Close(), write.Close())
+	}
 	// A file and not a writer: waiting for the program must not wait for everyone
 	// who holds its output open, such as the script of an update.
 	cmd.Stdout = write
@@ -133,10 +135,10 @@ func (l *listener) close() {
 }
 
 // listenerEnvironment is the environment that the build inherits.
-func (s *Supervisor) listenerEnvironment() []string {
+func (s *Supervisor) listenerEnvironment() ([]string, error) {
 	env, leaked := buildEnvironment(s.settings.Environment, s.tokenSeen)
 	if len(leaked) > 0 {
 		s.log.Warn("variables that hold the pool's token are kept from the build: take them out of the pod", "names", leaked)
 	}
-	return s.withBundle(env)
+	return s.withNetwork(env)
 }

@@ -45,7 +45,10 @@ func (s *Supervisor) prepareRun() error {
 			return fail(ExitConfiguration, "%w: configure must have run, with the same volume at AZP_HANDOVER_DIR", err)
 		}
 	}
-	return s.makeBundle()
+	if err := s.layDownNetwork(); err != nil {
+		return err
+	}
+	return s.layDownAuthority()
 }
 
 // All is configure, run and remove in one container. It waits idleLimit for a

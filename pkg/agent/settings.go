@@ -60,6 +60,9 @@ type Settings struct {
 	Work string
 	// CAFile is a PEM file of roots to trust besides the system's (AZP_CA_FILE); may be empty.
 	CAFile string
+	// Proxy is the agent program's way to the service (AZP_PROXY_URL, AZP_NO_PROXY and the
+	// files with user and password); without a URL it has the one it finds by itself.
+	Proxy azuredevops.Proxy
 
 	// Root is the folder of the agent program (AZP_AGENT_ROOT). It must be writable.
 	Root string
@@ -115,6 +118,9 @@ func (s Settings) Validate(step Step) error {
 	if step != StepRun {
 		s.validateService(add)
 	}
+	if step != StepRemove && step != StepWithdraw {
+		s.validateProxy(add)
+	}
 	s.validateDurations(step, add)
 	for _, dir := range s.directories(step) {
 		if !filepath.IsAbs(dir.path) {
@@ -158,6 +164,22 @@ func (s Settings) validateService(add func(string, ...any)) {
 		add("AZP_AGENT_NAME is empty and there is no host name: give the agent a name")
 	case strings.ContainsAny(s.AgentName, "\"/\\:<>|*?\n\r\t"):
 		add("AZP_AGENT_NAME is %q: leave out \" / \\ : < > | * ? and control characters, which the service refuses", s.AgentName)
+	}
+}
+
+// validateProxy checks what the agent program is told. Its messages repeat no URL, which may
+// hold a password.
+func (s Settings) validateProxy(add func(string, ...any)) {
+	if s.Proxy.HTTPS == "" {
+		return
+	}
+	if err := azuredevops.CheckAgentProxy(s.Proxy.HTTPS.Reveal()); err != nil {
+		add("AZP_PROXY_URL %w", err)
+	} else if err := s.Proxy.Validate(); err != nil {
+		add("AZP_PROXY_URL, AZP_PROXY_USERNAME_FILE, AZP_PROXY_PASSWORD_FILE: %w", err)
+	}
+	if _, err := azuredevops.BypassPatterns(s.Proxy.NoProxy); err != nil {
+		add("AZP_NO_PROXY %w", err)
 	}
 }
 

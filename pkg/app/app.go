@@ -60,7 +60,7 @@ func New(config Config, version string, log *slog.Logger) (*App, error) {
 		token = azuredevops.FileToken(config.TokenFile)
 	}
 	client, err := azuredevops.New(azuredevops.Config{
-		URL: config.URL, Token: token, CAFile: config.CAFile, UserAgent: "azp-scaler/" + version,
+		URL: config.URL, Token: token, CAFile: config.CAFile, Proxy: config.proxy(), UserAgent: "azp-scaler/" + version,
 		Recorder: metrics.Recorder, Logger: log,
 	})
 	if err != nil {

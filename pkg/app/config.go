@@ -26,6 +26,12 @@ type Config struct {
 	TokenFile string             `envconfig:"AZP_TOKEN_FILE" desc:"File that holds the token; read again when it changes"`
 	CAFile    string             `envconfig:"AZP_CA_FILE" desc:"PEM file of a further certificate authority to trust"`
 
+	HTTPSProxy        azuredevops.Secret `envconfig:"HTTPS_PROXY" desc:"Proxy on the way to Azure DevOps, such as http://proxy.example:3128, and to the API server where NO_PROXY does not name it"`
+	HTTPProxy         azuredevops.Secret `envconfig:"HTTP_PROXY" desc:"The same for addresses without TLS"`
+	NoProxy           string             `envconfig:"NO_PROXY" desc:"What is reached without the proxy, comma-separated; the API server should be among it"`
+	ProxyUsernameFile string             `envconfig:"AZP_PROXY_USERNAME_FILE" desc:"File with the user name that the proxy wants, instead of one in its address; read again when it changes"`
+	ProxyPasswordFile string             `envconfig:"AZP_PROXY_PASSWORD_FILE" desc:"File with the password for that"`
+
 	Kubeconfig string `envconfig:"KUBECONFIG" desc:"Path of a kubeconfig; without it the pod's own ServiceAccount is used"`
 	Namespace  string `envconfig:"AZP_NAMESPACE" needed:"true" desc:"Namespace of the agents' Jobs; nothing else should run there"`
 	Release    string `envconfig:"AZP_RELEASE" default:"azp-scaler" desc:"Tells apart installations that share pool and namespace"`
@@ -113,6 +119,22 @@ func (c Config) validateService(v *validator) {
 	}
 	if c.CAFile != "" {
 		v.readable("AZP_CA_FILE", c.CAFile)
+	}
+	if err := c.proxy().Validate(); err != nil {
+		v.add("HTTPS_PROXY", "and what goes with it: "+strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	for name, path := range map[string]string{"AZP_PROXY_USERNAME_FILE": c.ProxyUsernameFile, "AZP_PROXY_PASSWORD_FILE": c.ProxyPasswordFile} {
+		if path != "" {
+			v.readable(name, path)
+		}
+	}
+}
+
+// proxy is the scaler's own way to the service.
+func (c Config) proxy() azuredevops.Proxy {
+	return azuredevops.Proxy{
+		HTTPS: c.HTTPSProxy, HTTP: c.HTTPProxy, NoProxy: c.NoProxy,
+		UsernameFile: c.ProxyUsernameFile, PasswordFile: c.ProxyPasswordFile,
 	}
 }
 

@@ -84,6 +84,9 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 		{"AZP_TOKEN_FILE", "/does/not/exist", []string{"/does/not/exist", "no such file"}},
 		{"AZP_TOKEN", "hunter2", []string{"together with AZP_TOKEN_FILE"}},
 		{"AZP_CA_FILE", "/does/not/exist", []string{"/does/not/exist"}},
+		{"HTTPS_PROXY", "ftp://me:hunter2@proxy", []string{"URL is none", "http://proxy.example:3128"}},
+		{"AZP_PROXY_USERNAME_FILE", "/does/not/exist", []string{"/does/not/exist", "HTTPS_PROXY", "name both"}},
+		{"AZP_PROXY_PASSWORD_FILE", "/does/not/exist", []string{"/does/not/exist", "no such file"}},
 		{"AZP_NAMESPACE", "", []string{"is not set"}},
 		{"AZP_NAMESPACE", "Agents", []string{`"Agents"`}},
 		{"AZP_RELEASE", "a b", []string{`"a b"`}},
@@ -155,7 +158,7 @@ func TestEverythingWrongIsToldAtOnce(t *testing.T) {
 }
 
 func TestConfigPrintsNoToken(t *testing.T) {
-	config := load(t, map[string]string{"AZP_TOKEN": "hunter2"})
+	config := load(t, map[string]string{"AZP_TOKEN": "hunter2", "HTTPS_PROXY": "http://me:hunter2@proxy"})
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
 		if text := fmt.Sprintf(verb, config); strings.Contains(text, "hunter2") {
 			t.Errorf("%s prints the token: %s", verb, text)

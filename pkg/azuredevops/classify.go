@@ -99,7 +99,7 @@ func classify(r reply, files bool, now time.Time) *Error {
 	case r.status == http.StatusForbidden:
 		return e.as(ErrAuthorization, "", remedyRights)
 	case r.status == http.StatusProxyAuthRequired:
-		return e.as(ErrUnavailable, "the proxy wants a sign-in", "give the proxy's user and password in the proxy's URL")
+		return proxyRefusal(&refusedByProxy{status: r.status})
 	case r.status == http.StatusNotFound && told:
 		return e.as(ErrNotFound, "", "")
 	case r.status == http.StatusConflict || p.TypeKey == "TaskAgentExistsException":
@@ -173,10 +173,13 @@ func failed(ctx context.Context, err error) *Error {
 		record  tls.RecordHeaderError
 		dns     *net.DNSError
 		known   *Error
+		refused *refusedByProxy
 	)
 	switch {
 	case errors.As(err, &known):
 		return known
+	case errors.As(err, &refused):
+		return proxyRefusal(refused)
 	case errors.Is(context.Cause(ctx), errAttemptTime):
 		return &Error{Kind: ErrUnavailable, Message: "no whole answer within the time limit", Err: errAttemptTime, Remedy: remedyReach}
 	case errors.Is(ctx.Err(), context.Canceled):

@@ -71,7 +71,7 @@ func TestTypedErrors(t *testing.T) {
 		"503 with a page":            {html(503), ErrUnavailable, OutcomeUnavailable, []string{"status 503"}, 3},
 		"501":                        {html(501), ErrUnavailable, OutcomeUnavailable, nil, 1},
 		"408":                        {html(408), ErrUnavailable, OutcomeUnavailable, nil, 3},
-		"407":                        {html(407), ErrUnavailable, OutcomeUnavailable, []string{"the proxy wants a sign-in"}, 1},
+		"407":                        {html(407), ErrUnavailable, OutcomeUnavailable, []string{"the proxy wants a user and password", "AZP_PROXY_USERNAME_FILE"}, 1},
 		"empty answer":               {body("application/json", ""), ErrUnexpectedAnswer, OutcomeUnexpected, []string{"empty"}, 1},
 		"another shape":              {body("application/json", "[]"), ErrUnexpectedAnswer, OutcomeUnexpected, []string{"not with an object"}, 1},
 		"no list":                    {body("application/json", "{}"), ErrUnexpectedAnswer, OutcomeUnexpected, []string{"no list named value"}, 1},

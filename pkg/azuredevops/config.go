@@ -1,15 +1,12 @@
 package azuredevops
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
@@ -42,7 +39,9 @@ type Config struct {
 	Scheme Scheme // Default SchemeBasic.
 	// CAFile is a PEM file of further roots to trust beside the system's. It is
 	// read once, by New.
-	CAFile    string
+	CAFile string
+	// Proxy is the way out of the network; the zero value is the direct one.
+	Proxy     Proxy
 	UserAgent string
 	// Timeout limits one attempt up to the end of its answer; for a download, the
 	// time without any progress.
@@ -53,8 +52,8 @@ type Config struct {
 	LongestWait time.Duration
 	Recorder    Recorder
 	Logger      *slog.Logger
-	// Transport replaces the way to the network, proxy and TLS included; nil is a
-	// transport of the client's own, which obeys the usual proxy environment.
+	// Transport replaces the way to the network, proxy and TLS included; nil is what
+	// NewTransport makes.
 	Transport http.RoundTripper
 }
 
@@ -84,13 +83,13 @@ func New(config Config) (*Client, error) {
 	default:
 		schemeErr = fmt.Errorf("sign-in scheme %q: want Basic or Bearer", string(config.Scheme))
 	}
-	roots, caErr := loadRoots(config.CAFile)
-	if err := errors.Join(urlErr, tokenErr, schemeErr, caErr); err != nil {
+	way, wayErr := NewTransport(config.CAFile, config.Proxy)
+	if err := errors.Join(urlErr, tokenErr, schemeErr, wayErr); err != nil {
 		return nil, err
 	}
 	config.setDefaults()
 	if config.Transport == nil {
-		config.Transport = newTransport(roots)
+		config.Transport = way
 	}
 	if base.Scheme == "http" && !isLoopback(base.Hostname()) {
 		config.Logger.Warn("the token is sent without encryption: use an https URL", slog.String("url", bareURL(base)))
@@ -193,41 +192,6 @@ func ParseURL(text string) (*url.URL, error) {
 		return fail("is a page inside the organisation: set the URL of the organisation itself, " + example)
 	}
 	return u, nil
-}
-
-// loadRoots gives the system's roots and those of the file.
-func loadRoots(path string) (*x509.CertPool, error) {
-	if path == "" {
-		return nil, nil // No pool means the system's.
-	}
-	pem, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("CA file (AZP_CA_FILE): %w", err)
-	}
-	roots, err := x509.SystemCertPool()
-	if err != nil {
-		roots = x509.NewCertPool()
-	}
-	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("CA file (AZP_CA_FILE) %s holds no certificate in PEM form: give the authority's certificate, beginning with -----BEGIN CERTIFICATE-----", path)
-	}
-	return roots, nil
-}
-
-// newTransport is the way to the network.
-func newTransport(roots *x509.CertPool) *http.Transport {
-	dialer := &net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}
-	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           dialer.DialContext,
-		ForceAttemptHTTP2:     true,
-		TLSClientConfig:       &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:   15 * time.Second,
-		ExpectContinueTimeout: time.Second,
-		IdleConnTimeout:       90 * time.Second,
-		MaxIdleConns:          32,
-		MaxIdleConnsPerHost:   16,
-	}
 }
 
 // isLoopback reports whether the host is this machine.

@@ -77,11 +77,10 @@ func (f *fakeService) requests(t *testing.T, c *Client) ([]agentpool.JobRequest,
 // plainHTTP speaks with the fake as an agent does.
 func (f *fakeService) plainHTTP(t *testing.T) *http.Client {
 	t.Helper()
-	roots, err := loadRoots(f.caFile)
+	transport, err := NewTransport(f.caFile, Proxy{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	transport := newTransport(roots)
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
 }
