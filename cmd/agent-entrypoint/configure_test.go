@@ -83,7 +83,7 @@ func TestConfigureFailures(t *testing.T) {
 		{name: "no token", env: []string{"AZP_TOKEN_FILE="}, code: 11, says: []string{"AZP_TOKEN_FILE"}},
 		{name: "a token file that is not there", env: []string{"AZP_TOKEN_FILE=/nowhere/token"}, code: 12, says: []string{"/nowhere/token"}},
 		{name: "unknown pool", env: []string{"AZP_POOL=other"}, code: 11, says: []string{"other", "pool"}},
-		{name: "refused token", change: func(p *pod) { p.write("token", "wrong") }, code: 12},
+		{name: "refused token", change: func(p *pod) { p.write("token", "wrong") }, env: []string{"AZP_CONFIGURE_LIMIT=2s"}, code: 12, says: []string{"credential refused", "check that the token is current"}},
 		{name: "unreachable service", env: []string{"AZP_URL=https://127.0.0.1:9/acme", "AZP_CONFIGURE_LIMIT=300ms"}, code: 13, says: []string{"127.0.0.1:9"}},
 		{name: "unknown authority", env: []string{"AZP_CA_FILE=", "AZP_CONFIGURE_LIMIT=8s"}, code: 13, says: []string{"certificate"}},
 		{name: "no folder for the agent", env: []string{"AZP_AGENT_ROOT=/nowhere/agent"}, code: 11, says: []string{"AZP_AGENT_ROOT"}},
@@ -184,7 +184,6 @@ func TestConfigureReadsTheTokenAgain(t *testing.T) {
 	fault := p.inject(azuredevopstest.Fault{Operation: "pools.list", Kind: "status", Status: 503})
 	c := p.start("configure", withToken(p)...)
 	c.logged("will try again")
-	const next = "n3xtn3xtn3xtn3xtn3xtn3xtn3xtn3xtn3xtn3xtn3xtn3xtn3xt"
 	p.must(p.service.AddToken(azuredevopstest.Token{Secret: next, Rights: azuredevopstest.RightsManage}))
 	p.write("token.new", next)
 	p.must(os.Rename(p.path("token.new"), p.path("token")))

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
 )
 
 // Configure registers the agent, records its id for remove, and hands the agent's
@@ -79,7 +81,8 @@ func (s *Supervisor) register(ctx context.Context) (registration, error) {
 	limited, cancel := context.WithTimeoutCause(ctx, s.settings.ConfigureLimit,
 		fmt.Errorf("over its limit of %s (AZP_CONFIGURE_LIMIT)", s.settings.ConfigureLimit))
 	defer cancel()
-	for try := 1; ; try++ {
+	cleared := false
+	for {
 		reg, err := s.configureOnce(limited)
 		if err == nil {
 			return reg, nil
@@ -87,19 +90,41 @@ func (s *Supervisor) register(ctx context.Context) (registration, error) {
 		removed, cleanErr := s.takeBack(ctx)
 		// An agent of our name that is offline is a leftover: of an earlier life of this
 		// pod, or of an answer that was lost. With it gone the name is free.
-		if removed && try == 1 && limited.Err() == nil {
+		if removed && !cleared && limited.Err() == nil {
+			cleared = true
 			s.log.Warn("an offline agent of this name was in the pool and is deleted; trying once more", "agent", s.settings.AgentName, "err", err)
+			continue
+		}
+		if codeOf(s.explain(err, cleanErr), ExitConfigureFailed) == ExitCredential && s.admittedAgain(limited) {
+			cleared = false
+			s.log.Warn("the token was refused, and is taken now; trying again", "agent", s.settings.AgentName, "err", err)
 			continue
 		}
 		return registration{}, s.explain(err, cleanErr)
 	}
 }
 
-// checkPool asks for the pool, waiting for an unreachable service within the limit.
+// admittedAgain reports whether what has refused the token is over: another one is there that
+// the service takes, or it takes the same again. It waits for that within the context.
+func (s *Supervisor) admittedAgain(ctx context.Context) bool {
+	refused := false
+	_, err := s.pool(ctx, func(err error) bool {
+		refused = refused || errors.Is(err, azuredevops.ErrAuthentication)
+		return patient(err)
+	})
+	if err != nil {
+		return false
+	}
+	now, err := s.settings.Token.Token(ctx)
+	return err == nil && (refused || now.Reveal() != s.tokenSeen)
+}
+
+// checkPool asks for the pool, waiting within the limit for an unreachable service, and for
+// another token where this one is refused.
 func (s *Supervisor) checkPool(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.settings.ConfigureLimit)
 	defer cancel()
-	if _, err := s.pool(ctx, transient); err != nil {
+	if _, err := s.pool(ctx, patient); err != nil {
 		return fail(codeOf(err, ExitConfiguration), "%w", err)
 	}
 	return nil

@@ -23,7 +23,8 @@ const (
 	// ExitConfiguration says that a setting is wrong or something that the image or
 	// the pod must provide is not there. Trying again does not help.
 	ExitConfiguration ExitCode = 11
-	// ExitCredential says that the service refused the token or the token lacks a right.
+	// ExitCredential says that the service refused the token, up to the limit in which another one
+	// could have come, or that the token lacks a right.
 	ExitCredential ExitCode = 12
 	// ExitUnreachable says that the service could not be reached, or did not give or
 	// do what was asked within the limit (a package with a wrong hash included).

@@ -48,6 +48,10 @@ func transient(err error) bool {
 	return errors.Is(err, azuredevops.ErrUnavailable) || errors.As(err, &throttled)
 }
 
+// patient reports the same where a token that is refused may be replaced: the kubelet shows a
+// changed Secret in a running pod only after a minute or more.
+func patient(err error) bool { return transient(err) || errors.Is(err, azuredevops.ErrAuthentication) }
+
 // persistent reports whether an error is worth trying again to the end of a limit:
 // at the end of an agent's life everything is, for the token's file may be replaced and
 // a half answer may be whole the next time, but not a call that was given up.
