@@ -14,7 +14,8 @@ const usage = `Usage: scaler [command]
   check                 look at pools, classes, cluster and rights, and tell what is wrong
   plan [-o table|json]  tell what the next cycle would do and why, and change nothing
   explain [request]     tell why a request waits, or each queued one
-  cleanup               remove the placeholder agents from the pools; stop the scaler before
+  cleanup               remove the placeholder agents from the pools, and the agents' token if the
+                        scaler keeps it; stop the scaler before
   version               print the version
 
 The settings are environment variables; see the table in README.md. The commands

@@ -64,6 +64,10 @@ const (
 	AnnotationAgentID = Prefix + "agent-id"
 )
 
+// AnnotationTokenEnds says when the token ends, in RFC 3339, that the scaler keeps for pods to
+// register with. It is on their Secret.
+const AnnotationTokenEnds = Prefix + "token-ends"
+
 // namePrefix begins the name of every Job, and so of every agent.
 const namePrefix = "azp"
 

@@ -26,15 +26,17 @@ import (
 
 // App is a scaler that can be run once, or asked once.
 type App struct {
-	config   Config
-	log      *slog.Logger
-	registry *prometheus.Registry
-	metrics  Metrics
-	client   *azuredevops.Client
-	kube     kubernetes.Interface
-	listener net.Listener
-	waiting  atomic.Pointer[string]
-	loops    atomic.Pointer[[]loop]
+	config    Config
+	log       *slog.Logger
+	registry  *prometheus.Registry
+	metrics   Metrics
+	client    *azuredevops.Client
+	renewing  renewing // Nil where the token is not one that is renewed.
+	keepEvery time.Duration
+	kube      kubernetes.Interface
+	listener  net.Listener
+	waiting   atomic.Pointer[string]
+	loops     atomic.Pointer[[]loop]
 }
 
 // loop is what works for one pool.
@@ -70,7 +72,8 @@ func New(config Config, version string, log *slog.Logger) (*App, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w:\n%w", ErrConfiguration, err)
 	}
-	a := &App{config: config, log: log, registry: registry, metrics: metrics, client: client, kube: clientset}
+	a := &App{config: config, log: log, registry: registry, metrics: metrics, client: client, kube: clientset, keepEvery: keepEvery}
+	a.renewing, _ = token.(renewing)
 	a.wait("starting")
 	return a, nil
 }
@@ -135,13 +138,20 @@ func (a *App) work(ctx context.Context) error {
 		pools = append(pools, pool)
 	}
 	a.wait("the cache of Jobs and pods is not filled yet")
+	var keeper *tokenKeeper // Set before the watch is run, which calls OnChange.
 	watch, err := cluster.NewClasses(cluster.ClassesConfig{
-		Client: a.kube, Namespace: a.config.Namespace, Logger: a.log, OnChange: a.classesChanged,
+		Client: a.kube, Namespace: a.config.Namespace, Logger: a.log, OnChange: func() {
+			keeper.look()
+			a.classesChanged()
+		},
 	})
 	if err != nil {
 		return err
 	}
 	catalogue := a.newCatalogue(watch.CronJobs, watch.RecordEvent, a.log)
+	if keeper, err = a.newTokenKeeper(catalogue, pools); err != nil {
+		return err
+	}
 	a.metrics.Classes.watch(catalogue, pools)
 	var loops []loop
 	for i, pool := range pools {
@@ -149,6 +159,7 @@ func (a *App) work(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		k.token = keeper
 		config := loopConfig(a.config, k.settings)
 		config.OtherPools = func() int { return a.runningBeside(pool) }
 		loops = append(loops, loop{
@@ -161,6 +172,9 @@ func (a *App) work(ctx context.Context) error {
 	a.loops.Store(&loops)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return watch.Run(ctx) })
+	if keeper != nil {
+		group.Go(func() error { return keeper.run(ctx, watch.Synced) })
+	}
 	for _, l := range loops {
 		group.Go(func() error { return l.kube.Run(ctx) })
 		group.Go(func() error { return l.Run(ctx) })
@@ -183,6 +197,9 @@ func (a *App) connect(name string, pool agentpool.Pool, catalogue *catalogue, wa
 		return kube{}, fmt.Errorf("%w:\n%w", ErrConfiguration, err)
 	}
 	k := kube{settings: settings, catalogue: catalogue, watched: watched, now: time.Now, service: service{a.client}}
+	if a.renewing != nil {
+		k.tokenOwner = tokenOwner(a.config)
+	}
 	k.versions = newVersions(a.client.Package, time.Now)
 	var err error
 	k.Cluster, err = cluster.New(cluster.Config{

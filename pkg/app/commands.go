@@ -132,8 +132,8 @@ func (a *App) Explain(ctx context.Context, w io.Writer, request int64) error {
 	return nil
 }
 
-// Cleanup removes the placeholder agents of this installation from its pools and says
-// which. What can't be removed does not keep the others from it. A scaler that still
+// Cleanup removes the placeholder agents of this installation from its pools, and the token that
+// it has kept for pods, and says which. What can't be removed does not keep the others from it. A scaler that still
 // runs would register them again.
 func (a *App) Cleanup(ctx context.Context, w io.Writer) error {
 	removed := 0
@@ -150,11 +150,34 @@ func (a *App) Cleanup(ctx context.Context, w io.Writer) error {
 			problems = append(problems, err)
 		}
 	}
+	if err := a.cleanToken(ctx, w); err != nil {
+		problems = append(problems, err)
+	}
 	if removed > 0 {
 		_, err := fmt.Fprintln(w, "note     a scaler that still runs registers them again: stop it before")
 		problems = append(problems, err)
 	}
 	return errors.Join(problems...)
+}
+
+// cleanToken removes the Secret of the agents' token if the scaler has made it, which it may have
+// done when it signed in otherwise than it does now. Where it may not look there is none.
+func (a *App) cleanToken(ctx context.Context, w io.Writer) error {
+	secret, err := a.tokenSecret()
+	if err != nil {
+		return err
+	}
+	removed, err := secret.Remove(ctx)
+	switch {
+	case errors.Is(err, cluster.ErrForbidden) && a.renewing == nil:
+		return nil
+	case err != nil:
+		return fmt.Errorf("the token that pods register with can't be removed: %w", err)
+	case !removed:
+		return nil
+	}
+	_, err = fmt.Fprintf(w, "removed  Secret %s\n", secret)
+	return err
 }
 
 // cleanPool gives how many it has removed.

@@ -42,7 +42,7 @@ type Config struct {
 	AgentSource          string   `envconfig:"AZP_AGENT_SOURCE" default:"image" desc:"Where the agent program comes from: image (it is in there) or download (once per pod, from the service)"`
 	AgentVersion         string   `envconfig:"AZP_AGENT_VERSION" desc:"Version of the agent to download; without it the newest that the service offers"`
 	Registration         string   `envconfig:"AZP_REGISTRATION" default:"config" desc:"How agents come to be known to the pool, where their class does not say: config (from their pods, with the token in a Secret there) or jit (by the scaler; no pod has the token)"`
-	AgentTokenSecret     string   `envconfig:"AZP_AGENT_TOKEN_SECRET" default:"azp-token" desc:"Secret in the agents' namespace that holds the token with which pods register and remove agents"`
+	AgentTokenSecret     string   `envconfig:"AZP_AGENT_TOKEN_SECRET" default:"azp-token" desc:"Secret in the agents' namespace that holds the token with which pods register and remove agents; made by an administrator, or by a scaler that signs in by Microsoft Entra"`
 	AgentTokenKey        string   `envconfig:"AZP_AGENT_TOKEN_SECRET_KEY" default:"token" desc:"Key of the token in that Secret"`
 	AgentCAConfigMap     string   `envconfig:"AZP_AGENT_CA_CONFIGMAP" desc:"ConfigMap in the agents' namespace with a certificate authority under ca.crt for the pods to trust"`
 	CPURequest           Quantity `envconfig:"AZP_AGENT_CPU_REQUEST" default:"500m" desc:"CPU that a build asks for"`

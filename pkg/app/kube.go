@@ -28,12 +28,16 @@ type kube struct {
 	versions  versions
 	watched   func() bool // Whether the classes are known.
 	now       func() time.Time
+	// tokenOwner is who keeps the token that pods register with, empty if an administrator does;
+	// token is nil then, and where the scaler does not run.
+	tokenOwner string
+	token      *tokenKeeper
 }
 
 func (k kube) offer() offer { return k.catalogue.of(k.settings.Identity.Pool.Name) }
 
 // Synced implements scaler.Cluster.
-func (k kube) Synced() bool { return k.watched() && k.Cluster.Synced() }
+func (k kube) Synced() bool { return k.watched() && k.token.ready() && k.Cluster.Synced() }
 
 // Classes implements scaler.Cluster.
 func (k kube) Classes() scaler.Classes { return k.offer().classes() }
@@ -43,6 +47,11 @@ func (k kube) Create(ctx context.Context, c plan.Creation) (agentpool.AgentJob, 
 	class, known := k.offer().usable[c.Class]
 	if !known {
 		return agentpool.AgentJob{}, fmt.Errorf("there is no class %q any more", c.Class)
+	}
+	if class.Registration != agentpool.RegistrationJIT {
+		if err := k.token.missing(); err != nil {
+			return agentpool.AgentJob{}, err
+		}
 	}
 	settings, err := k.settingsFor(ctx, class)
 	if err != nil {
@@ -97,6 +106,11 @@ func mergeAccounts(every, class agentjob.ServiceAccountTemplate) agentjob.Servic
 
 // Complete implements scaler.Cluster.
 func (k kube) Complete(ctx context.Context, job agentpool.AgentJob) error {
+	if job.Registration != agentpool.RegistrationJIT {
+		if err := k.token.missing(); err != nil {
+			return err
+		}
+	}
 	return k.Cluster.Complete(ctx, job.Name, job.UID)
 }
 
@@ -145,6 +159,10 @@ func (k kube) Check(ctx context.Context) map[string]string {
 				texts = append(texts, problem.String())
 			}
 		}
+		// Where something is in the way of the token as well, that has been told.
+		if err := k.token.missing(); err != nil && class.Registration != agentpool.RegistrationJIT && len(texts) == 0 {
+			texts = append(texts, err.Error())
+		}
 		if len(texts) > 0 {
 			blocked[name] = strings.Join(texts, "; ")
 		}
@@ -157,7 +175,7 @@ func (k kube) installationProblems(ctx context.Context) []cluster.Problem {
 	in := cluster.Installation{CAConfigMap: k.settings.CAConfigMap}
 	for _, class := range k.offer().usable {
 		if class.Registration != agentpool.RegistrationJIT {
-			in.TokenSecret, in.TokenKey = k.settings.TokenSecret, k.settings.TokenKey
+			in.TokenSecret, in.TokenKey, in.TokenOwner = k.settings.TokenSecret, k.settings.TokenKey, k.tokenOwner
 		}
 	}
 	return k.PreflightInstallation(ctx, in)

@@ -2,6 +2,7 @@ package app
 
 import (
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -15,6 +16,7 @@ type Metrics struct {
 	Recorder azuredevops.Recorder // Takes what the client of Azure DevOps reports.
 	Loop     *scaler.Metrics
 	Classes  *ClassMetrics
+	Token    *TokenMetric
 }
 
 // NewMetrics registers every metric of the scaler's own. It panics when one is
@@ -26,8 +28,35 @@ func NewMetrics(registerer prometheus.Registerer) Metrics {
 		usable: prometheus.NewDesc("azp_scaler_classes",
 			"Classes of agent that can be used as they are written, the built-in one included.", []string{"pool"}, nil),
 	}
-	registerer.MustRegister(classes)
-	return Metrics{Recorder: newRecorder(registerer), Loop: scaler.NewMetrics(registerer), Classes: classes}
+	token := &TokenMetric{ends: prometheus.NewDesc("azp_scaler_agent_token_end_timestamp_seconds",
+		"When the token ends that pods register with, where the scaler keeps it: Unix time, 0 without one.", nil, nil)}
+	registerer.MustRegister(classes, token)
+	return Metrics{Recorder: newRecorder(registerer), Loop: scaler.NewMetrics(registerer), Classes: classes, Token: token}
+}
+
+// TokenMetric tells when the token ends that the scaler keeps for pods.
+type TokenMetric struct {
+	ends *prometheus.Desc
+	at   atomic.Pointer[time.Time]
+}
+
+// set is told the end of the token, zero if there is none.
+func (m *TokenMetric) set(ends time.Time) { m.at.Store(&ends) }
+
+// Describe implements prometheus.Collector.
+func (m *TokenMetric) Describe(descs chan<- *prometheus.Desc) { descs <- m.ends }
+
+// Collect implements prometheus.Collector. There is nothing to tell where the scaler keeps none.
+func (m *TokenMetric) Collect(metrics chan<- prometheus.Metric) {
+	ends := m.at.Load()
+	if ends == nil {
+		return
+	}
+	value := 0.0
+	if !ends.IsZero() {
+		value = float64(ends.Unix())
+	}
+	metrics <- prometheus.MustNewConstMetric(m.ends, prometheus.GaugeValue, value)
 }
 
 // ClassMetrics turn the classes of agent that are there into gauges.

@@ -288,7 +288,7 @@ func TestEnsureTellsWhatToDo(t *testing.T) {
 func TestEnsureGivesARoleThatTheScalerHolds(t *testing.T) {
 	t.Parallel()
 	e := setUp(t)
-	_, hold := manifest(t, "target/rbac-target.yaml")
+	_, hold := manifest(t, "base/target/rbac-target.yaml")
 	hold.Name, hold.Namespace = "hold", e.target
 	hold.Subjects[0].Namespace = strings.Replace(e.agents, "agents", "scaler", 1)
 	hold.RoleRef = rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "view"}

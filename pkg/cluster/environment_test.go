@@ -101,8 +101,8 @@ func setUp(t *testing.T) *environment {
 		must(e.admin.CoreV1().Namespaces().Create(t.Context(), made, metav1.CreateOptions{}))(t)
 	}
 	must(e.admin.CoreV1().ServiceAccounts(scaler).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "azp-scaler"}}, metav1.CreateOptions{}))(t)
-	e.apply("agents/rbac-agents.yaml", e.agents, scaler)
-	e.apply("target/rbac-target.yaml", e.target, scaler)
+	e.apply("base/agents/rbac-agents.yaml", e.agents, scaler)
+	e.apply("base/target/rbac-target.yaml", e.target, scaler)
 	must(e.admin.CoreV1().Secrets(e.agents).Create(t.Context(), &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Name: "azp-token"}, StringData: map[string]string{"token": "canary"},
 	}, metav1.CreateOptions{}))(t)
@@ -200,7 +200,7 @@ func (e *environment) apply(file, namespace, scaler string) {
 // manifest reads a Role and its RoleBinding from the manifests that users apply.
 func manifest(t *testing.T, file string) (*rbacv1.Role, *rbacv1.RoleBinding) {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("..", "..", "deploy", "kustomize", "base", filepath.FromSlash(file)))
+	text, err := os.ReadFile(filepath.Join("..", "..", "deploy", "kustomize", filepath.FromSlash(file)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,9 @@ import (
 
 var update = flag.Bool("update", false, "write the tables of docs/rbac.md anew")
 
+// tokenManifest has what the scaler may do besides where it keeps the agents' token.
+const tokenManifest = "agent-token/rbac-agent-token.yaml"
+
 func defaultRights() (agents, target []cluster.Right) {
 	return append(cluster.AgentsRights("azp-token", "azp-ca"), cluster.JITRights()...),
 		cluster.TargetRights("azp-target", []agentpool.RoleBinding{{Namespace: "azp-target", Kind: "ClusterRole", Name: "edit"}}, true)
@@ -38,7 +41,10 @@ func defaultRights() (agents, target []cluster.Right) {
 func TestManifestsGiveExactlyTheRightsNeeded(t *testing.T) {
 	t.Parallel()
 	agents, target := defaultRights()
-	for file, rights := range map[string][]cluster.Right{"agents/rbac-agents.yaml": agents, "target/rbac-target.yaml": target} {
+	for file, rights := range map[string][]cluster.Right{
+		"base/agents/rbac-agents.yaml": agents, "base/target/rbac-target.yaml": target,
+		tokenManifest: cluster.TokenRights("azp-token"),
+	} {
 		var want []rbacv1.PolicyRule
 		for _, right := range rights {
 			want = append(want, rbacv1.PolicyRule{APIGroups: []string{right.Group}, Resources: []string{right.Resource}, ResourceNames: right.Names, Verbs: right.Verbs})
@@ -71,6 +77,7 @@ func TestManifestsAreTaken(t *testing.T) {
 	for _, args := range [][]string{
 		{"apply", "-f", filepath.Join(manifests, "namespaces.yaml")},
 		{"apply", "-k", filepath.Join(manifests, "base"), "--dry-run=server", "--validate=strict"},
+		{"apply", "-k", filepath.Join(manifests, "agent-token"), "--dry-run=server", "--validate=strict"},
 		{"apply", "-k", filepath.Join(manifests, "classes"), "--dry-run=server", "--validate=strict"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), limit)
@@ -213,7 +220,7 @@ func TestRightsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := string(text)
-	for name, rights := range map[string][]cluster.Right{"agents": agents, "target": target} {
+	for name, rights := range map[string][]cluster.Right{"agents": agents, "target": target, "token": cluster.TokenRights("azp-token")} {
 		begin, end := "<!-- rights: "+name+" -->\n", "<!-- end -->"
 		before, rest, found := strings.Cut(got, begin)
 		_, after, closed := strings.Cut(rest, end)

@@ -43,6 +43,9 @@ func (p Problem) String() string { return fmt.Sprintf("%s: %s (%s)", p.Where, p.
 type Installation struct {
 	TokenSecret string // Empty if no pod needs the pool's credential.
 	TokenKey    string
+	// TokenOwner is who keeps the token in the Secret, as TokenSecretConfig has it; empty if an
+	// administrator does.
+	TokenOwner  string
 	CAConfigMap string // Empty if there is none.
 }
 
@@ -54,6 +57,10 @@ func (c *Cluster) PreflightInstallation(ctx context.Context, in Installation) []
 	agents, usable := c.checkRights(ctx, c.config.Namespace, AgentsRights(in.TokenSecret, in.CAConfigMap))
 	problems = append(problems, agents...)
 	if usable {
+		if in.TokenSecret != "" && in.TokenOwner != "" {
+			problems = append(problems, c.checkFurtherRights(ctx, c.config.Namespace, TokenRights(in.TokenSecret),
+				"apply the Role and RoleBinding of deploy/kustomize/agent-token there: they let the scaler keep the agents' token")...)
+		}
 		problems = append(problems, c.checkToken(ctx, in)...)
 		problems = append(problems, c.checkCA(ctx, in)...)
 	}
@@ -74,8 +81,7 @@ func (c *Cluster) PreflightInstallation(ctx context.Context, in Installation) []
 func (c *Cluster) PreflightClass(ctx context.Context, sample *batchv1.Job) []Problem {
 	problems := c.checkJob(ctx, sample)
 	if unregistered(sample) {
-		missing, _ := c.checkRights(ctx, c.config.Namespace, JITRights())
-		problems = append(problems, missing...)
+		problems = append(problems, c.checkFurtherRights(ctx, c.config.Namespace, JITRights(), "apply the Role and RoleBinding of deploy/kustomize/base there")...)
 	}
 	bindings, err := agentjob.RecordedRights(sample)
 	if err != nil {
@@ -163,8 +169,34 @@ func (c *Cluster) checkVersion(ctx context.Context) []Problem {
 // checkRights asks for every right in a namespace. usable says that at least one
 // is there, so that looking further makes sense.
 func (c *Cluster) checkRights(ctx context.Context, namespace string, rights []Right) (problems []Problem, usable bool) {
-	var missing []string
-	asked := 0
+	missing, asked, err := c.missingRights(ctx, namespace, rights)
+	switch {
+	case err != nil:
+		return []Problem{unchecked(namespace, err)}, false
+	case len(missing) == 0:
+		return nil, true
+	case len(missing) == asked:
+		return []Problem{c.noRights(ctx, namespace)}, false
+	default:
+		return []Problem{lacking(namespace, missing, "apply the Role and RoleBinding of deploy/kustomize/base there")}, true
+	}
+}
+
+// checkFurtherRights asks for rights in a namespace where others are known to be there.
+func (c *Cluster) checkFurtherRights(ctx context.Context, namespace string, rights []Right, remedy string) []Problem {
+	missing, _, err := c.missingRights(ctx, namespace, rights)
+	switch {
+	case err != nil:
+		return []Problem{unchecked(namespace, err)}
+	case len(missing) == 0:
+		return nil
+	default:
+		return []Problem{lacking(namespace, missing, remedy)}
+	}
+}
+
+// missingRights names those of the rights that are not there, and counts what it asked for.
+func (c *Cluster) missingRights(ctx context.Context, namespace string, rights []Right) (missing []string, asked int, err error) {
 	for _, right := range rights {
 		for _, verb := range right.Verbs {
 			names := right.Names
@@ -175,7 +207,7 @@ func (c *Cluster) checkRights(ctx context.Context, namespace string, rights []Ri
 				asked++
 				allowed, err := c.may(ctx, namespace, verb, right.Group, right.Resource, name)
 				if err != nil {
-					return []Problem{{What: fmt.Sprintf("the scaler's rights can't be checked: %v", err), Where: "namespace " + namespace, Remedy: "check that the API server is reachable", Fatal: true, Reason: agentpool.ReasonAPIUnavailable}}, false
+					return nil, asked, err
 				}
 				if !allowed {
 					missing = append(missing, strings.TrimSpace(verb+" "+right.Resource+" "+name))
@@ -183,18 +215,20 @@ func (c *Cluster) checkRights(ctx context.Context, namespace string, rights []Ri
 			}
 		}
 	}
-	switch len(missing) {
-	case 0:
-		return nil, true
-	case asked:
-		return []Problem{c.noRights(ctx, namespace)}, false
-	default:
-		return []Problem{{
-			What:   "the scaler lacks rights: " + strings.Join(missing, ", "),
-			Where:  "namespace " + namespace,
-			Remedy: "apply the Role and RoleBinding of deploy/kustomize/base there",
-			Fatal:  true, Reason: agentpool.ReasonForbidden,
-		}}, true
+	return missing, asked, nil
+}
+
+func unchecked(namespace string, err error) Problem {
+	return Problem{
+		What: fmt.Sprintf("the scaler's rights can't be checked: %v", err), Where: "namespace " + namespace,
+		Remedy: "check that the API server is reachable", Fatal: true, Reason: agentpool.ReasonAPIUnavailable,
+	}
+}
+
+func lacking(namespace string, missing []string, remedy string) Problem {
+	return Problem{
+		What: "the scaler lacks rights: " + strings.Join(missing, ", "), Where: "namespace " + namespace,
+		Remedy: remedy, Fatal: true, Reason: agentpool.ReasonForbidden,
 	}
 }
 
@@ -233,31 +267,6 @@ func (c *Cluster) may(ctx context.Context, namespace, verb, group, resource, nam
 		return false, err
 	}
 	return review.Status.Allowed, nil
-}
-
-func (c *Cluster) checkToken(ctx context.Context, in Installation) []Problem {
-	if in.TokenSecret == "" {
-		return nil
-	}
-	var secret *corev1.Secret
-	err := c.bounded(ctx, func(ctx context.Context) (err error) {
-		secret, err = c.client.CoreV1().Secrets(c.config.Namespace).Get(ctx, in.TokenSecret, metav1.GetOptions{})
-		return err
-	})
-	where := "namespace " + c.config.Namespace
-	remedy := fmt.Sprintf("kubectl create secret generic %s --namespace %s --from-file=%s=FILE", in.TokenSecret, c.config.Namespace, in.TokenKey)
-	switch {
-	case apierrors.IsNotFound(err):
-		return []Problem{{What: fmt.Sprintf("the Secret %q with the agents' token does not exist", in.TokenSecret), Where: where, Remedy: remedy, Fatal: true, Reason: agentpool.ReasonMissingObject}}
-	case apierrors.IsForbidden(err):
-		// The missing right has been told already.
-		return nil
-	case err != nil:
-		return []Problem{{What: fmt.Sprintf("the Secret %q can't be read: %v", in.TokenSecret, err), Where: where, Remedy: "check that the API server is reachable", Reason: ReasonOf(fail("get", kindSecret, c.config.Namespace, in.TokenSecret, err))}}
-	case len(secret.Data[in.TokenKey]) == 0:
-		return []Problem{{What: fmt.Sprintf("the Secret %q has no key %q, or an empty one", in.TokenSecret, in.TokenKey), Where: where, Remedy: remedy, Fatal: true, Reason: agentpool.ReasonMissingObject}}
-	}
-	return nil
 }
 
 func (c *Cluster) checkCA(ctx context.Context, in Installation) []Problem {

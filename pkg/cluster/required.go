@@ -41,6 +41,15 @@ func JITRights() []Right {
 	return []Right{{Resource: "secrets", Verbs: []string{"create"}, Why: "one Secret for each build whose class says `jit`, with what its agent signs in with; it goes with the Job, and the scaler can't read it"}}
 }
 
+// TokenRights are those needed in the agents' namespace besides where the scaler keeps the
+// token in that Secret for pods to register with. RBAC can't limit creation by name.
+func TokenRights(tokenSecret string) []Right {
+	return []Right{
+		{Resource: "secrets", Verbs: []string{"create"}, Why: "makes the Secret of the agents' token, where it is not there"},
+		{Resource: "secrets", Names: []string{tokenSecret}, Verbs: []string{"update", "delete"}, Why: "puts each new token there before the old one ends; `scaler cleanup` deletes it"},
+	}
+}
+
 // TargetRights are those needed in one target namespace to give builds the
 // bindings that lie in it. bind says that the roles are given by the verb bind;
 // otherwise the scaler's ServiceAccount holds them itself.

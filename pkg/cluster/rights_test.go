@@ -133,7 +133,7 @@ func TestEndRightsGoesOnWhereItMay(t *testing.T) {
 // allow lets the scaler of another environment work in this target namespace.
 func (e *environment) allow(other *environment) {
 	e.t.Helper()
-	_, binding := manifest(e.t, "target/rbac-target.yaml")
+	_, binding := manifest(e.t, "base/target/rbac-target.yaml")
 	binding.Name, binding.Namespace = "other", e.target
 	binding.Subjects[0].Namespace = strings.Replace(other.agents, "agents", "scaler", 1)
 	must(e.admin.RbacV1().RoleBindings(e.target).Create(e.t.Context(), binding, metav1.CreateOptions{}))(e.t)

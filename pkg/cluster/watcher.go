@@ -147,7 +147,12 @@ func (w *watcher) call(ctx context.Context) (context.Context, context.CancelFunc
 
 // bounded makes one call within its limit.
 func (w *watcher) bounded(ctx context.Context, do func(context.Context) error) error {
-	call, cancel := w.call(ctx)
+	return within(ctx, w.timeout, do)
+}
+
+// within makes one call within a limit.
+func within(ctx context.Context, limit time.Duration, do func(context.Context) error) error {
+	call, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return do(call)
 }

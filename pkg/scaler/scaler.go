@@ -157,6 +157,12 @@ func New(config Config, service Service, cluster Cluster, metrics *Metrics, log 
 // Wake asks for a cycle soon. It never blocks.
 func (s *Scaler) Wake() { signal(s.wake) }
 
+// Recheck asks for a cycle soon that looks again at what the classes need. It never blocks.
+func (s *Scaler) Recheck() {
+	s.recheck.Store(true)
+	s.Wake()
+}
+
 // Notify tells that a Job or a pod has changed. It never blocks.
 func (s *Scaler) Notify() { signal(s.notify) }
 
