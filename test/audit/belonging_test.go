@@ -92,6 +92,11 @@ func TestWarmAgents(t *testing.T) {
 		"given the name of one long gone": {tell: func(s *story) {
 			lives(keep(1), 48)(s)
 		}},
+		"given the name of one that never had an agent": {tell: func(s *story) {
+			keep(1)(s)
+			s.jobCreated(1, warm(0)).bound(1.1, warm(0)).unbound(1.2, warm(0))
+			s.jobCreated(40, warm(0)).bound(40.1, warm(0)).queued(41, 2).ran(42, 2, 11, warm(0)).unbound(48, warm(0))
+		}},
 		"given the name of one long gone, its rights end early": {tell: func(s *story) {
 			lives(keep(1), 44)(s)
 		}, want: "rights", evidence: "agent 11"},

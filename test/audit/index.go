@@ -339,8 +339,9 @@ func (ix *index) jobOf(a *agent) *job {
 // agentOf gives the agent of the Job of that name to which something made at a time
 // belongs: the first, as what is left of it may be found under its name once more.
 func (ix *index) agentOf(name string, at time.Time) *agent {
-	for _, made := range append(slices.Clone(ix.earlier), ix.jobs[name]) {
-		if made == nil || made.name != name || !made.renamed.IsZero() && !made.at(at) {
+	named := slices.DeleteFunc(append(slices.Clone(ix.earlier), ix.jobs[name]), func(made *job) bool { return made == nil || made.name != name })
+	for _, made := range named {
+		if len(named) > 1 && !made.at(at) {
 			continue
 		}
 		for _, a := range ix.sortedAgents() {
