@@ -40,6 +40,8 @@ const (
 	FaultLostAnswer FaultKind = "lost-answer"
 	// FaultHang handles nothing and answers nothing until the caller gives up.
 	FaultHang FaultKind = "hang"
+	// FaultHangAnswer handles the request and answers nothing until the caller gives up.
+	FaultHangAnswer FaultKind = "hang-answer"
 	// FaultLatency waits for Fault.Delay and then handles the request.
 	FaultLatency FaultKind = "latency"
 	// FaultHTML answers 200 with the sign-in page.
@@ -59,7 +61,7 @@ const (
 func faultKinds() []FaultKind {
 	return []FaultKind{
 		FaultStatus, FaultThrottle, FaultRetryAfter, FaultRateHeaders, FaultTruncate, FaultCut, FaultSlowBody, FaultReset, FaultLostAnswer,
-		FaultHang, FaultLatency, FaultHTML, FaultSignIn203, FaultSignIn302, FaultSignIn401, FaultMalformedRow, FaultCountMismatch, FaultWrongShape,
+		FaultHang, FaultHangAnswer, FaultLatency, FaultHTML, FaultSignIn203, FaultSignIn302, FaultSignIn401, FaultMalformedRow, FaultCountMismatch, FaultWrongShape,
 	}
 }
 

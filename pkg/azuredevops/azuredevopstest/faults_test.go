@@ -135,6 +135,21 @@ func TestLostAnswer(t *testing.T) {
 	}
 }
 
+// TestFaultHangAnswer registers an agent for somebody who never hears of it.
+func TestFaultHangAnswer(t *testing.T) {
+	s := start(t, azuredevopstest.Options{})
+	s.inject(azuredevopstest.Fault{Kind: azuredevopstest.FaultHangAnswer, Operation: "agents.add", Count: 1})
+	body, _ := agentBody(t, "agent-1", nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if r := s.send(ctx, http.MethodPost, s.poolPath("agents"), basic(managePAT), body); !errors.Is(r.err, context.DeadlineExceeded) {
+		t.Fatalf("an answer came: %+v", r)
+	}
+	if agents := s.srv.Agents(s.pool); len(agents) != 1 || agents[0].Name != "agent-1" {
+		t.Errorf("registered are %+v, want the agent that was asked for", agents)
+	}
+}
+
 func TestFaultProbability(t *testing.T) {
 	s := start(t, azuredevopstest.Options{Seed: 6})
 	s.inject(azuredevopstest.Fault{Kind: azuredevopstest.FaultStatus, Probability: 0.5})

@@ -38,7 +38,7 @@ func (a *activeFault) before(c *call) bool {
 		c.replyPage(http.StatusFound, c.base+"/_signin?realm="+c.r.Host)
 	case FaultSignIn401:
 		c.refuse(denied())
-	case FaultRetryAfter, FaultRateHeaders, FaultTruncate, FaultCut, FaultSlowBody, FaultLostAnswer,
+	case FaultRetryAfter, FaultRateHeaders, FaultTruncate, FaultCut, FaultSlowBody, FaultLostAnswer, FaultHangAnswer,
 		FaultMalformedRow, FaultCountMismatch, FaultWrongShape:
 		return false
 	}
@@ -55,6 +55,10 @@ func (a *activeFault) after(c *call) {
 	case FaultRateHeaders:
 		a.rateHeaders(c, false)
 		c.send()
+		return
+	case FaultHangAnswer:
+		c.srv.pause(c.r, time.Hour)
+		c.reset()
 		return
 	case FaultLostAnswer:
 		c.reset()
