@@ -88,7 +88,8 @@ func (k kube) takeBack(ctx context.Context, made agentpool.AgentJob, cause error
 	if _, err := k.service.WithdrawAgent(ctx, made.PoolID, agentpool.AgentRef{Name: made.Name}); err != nil {
 		cause = fmt.Errorf("%w; and the registration of its agent is left to the sweep: %w", cause, err)
 	}
-	return agentpool.AgentJob{}, cause
+	// It is gone, and what the garbage collector and the sweep have yet to remove goes by its name.
+	return agentpool.AgentJob{Name: made.Name, RequestID: made.RequestID, Attempt: made.Attempt}, cause
 }
 
 // versionAge is how long the newest version that the service offers is taken to be so.

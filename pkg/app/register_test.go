@@ -68,6 +68,9 @@ func TestAnAgentWhoseKeyCannotBeHandedOver(t *testing.T) {
 		return len(jobs) == 1 && !*jobs[0].Spec.Suspend && jobs[0].Annotations[agentjob.AnnotationAgentID] != "" && len(w.registered("kubernetes")) == 2
 	})
 	job := w.jobs(t)[0]
+	if strings.HasSuffix(job.Name, "-0") {
+		t.Errorf("%s has the name of one that was taken back", job.Name)
+	}
 	secret, err := w.clientset.CoreV1().Secrets("agents").Get(t.Context(), job.Name, metav1.GetOptions{})
 	if err != nil || len(secret.Data) != 3 {
 		t.Fatalf("its Secret: %v, %v", secret, err)

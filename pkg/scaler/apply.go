@@ -19,9 +19,12 @@ func (s *Scaler) apply(ctx context.Context, p plan.Plan) {
 
 func (s *Scaler) create(ctx context.Context, creation plan.Creation) {
 	job, err := s.cluster.Create(ctx, creation)
-	if job.UID != "" {
+	switch {
+	case job.UID != "":
 		// It is there even if it could not be completed: it is gone on with later.
 		s.memory.assume(job, s.now())
+	case job.Name != "":
+		s.memory.used(job)
 	}
 	log := s.log.With("job", job.Name, "request", creation.Request.ID, "class", creation.Class, "attempt", creation.Attempt)
 	if err != nil {
@@ -82,7 +85,7 @@ func (s *Scaler) end(ctx context.Context, ending plan.Ending) {
 	if !deleted {
 		// Whatever comes of this call, it may have disabled the agent.
 		s.memory.giveUp(job.Name)
-		gone, err := s.service.WithdrawAgent(ctx, job.PoolID, agentpool.AgentRef{Name: job.Name})
+		gone, err := s.service.WithdrawAgent(ctx, job.PoolID, agentOf(job))
 		if err != nil {
 			log.Warn("an agent can't be withdrawn, trying again", "error", err)
 			return
@@ -124,11 +127,17 @@ func (s *Scaler) fail(job agentpool.AgentJob, why plan.EndReason) {
 	s.cluster.Report(job, true, string(reason), job.Message)
 }
 
+// agentOf names the agent of a Job. Where the Job records its number, nobody has to look for
+// it, which is a call less before an agent with a build is disabled.
+func agentOf(job agentpool.AgentJob) agentpool.AgentRef {
+	return agentpool.AgentRef{ID: job.AgentID, Name: job.Name}
+}
+
 func (s *Scaler) disable(ctx context.Context, job agentpool.AgentJob) (done bool) {
 	if s.memory.isDisabled(job.Name) {
 		return true
 	}
-	if err := s.service.DisableAgent(ctx, job.PoolID, agentpool.AgentRef{Name: job.Name}); err != nil {
+	if err := s.service.DisableAgent(ctx, job.PoolID, agentOf(job)); err != nil {
 		s.log.Warn("an agent with a build can't be disabled, trying again", "job", job.Name, "error", err)
 		return false
 	}

@@ -69,7 +69,7 @@ func (s *Scaler) isToDeregister(job agentpool.AgentJob) bool {
 // deregister takes an agent that the scaler has registered out of the pool, unless it has a
 // build: then, or if it fails, it is tried again. What no Job shows any more is for the sweep.
 func (s *Scaler) deregister(ctx context.Context, job agentpool.AgentJob) (done bool) {
-	gone, err := s.service.WithdrawAgent(ctx, job.PoolID, agentpool.AgentRef{ID: job.AgentID, Name: job.Name})
+	gone, err := s.service.WithdrawAgent(ctx, job.PoolID, agentOf(job))
 	subject := "job " + job.UID + " registration"
 	switch {
 	case err != nil:

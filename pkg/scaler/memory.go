@@ -111,6 +111,13 @@ func (m *memory) assume(job agentpool.AgentJob, now time.Time) {
 	m.attempts[job.RequestID] = max(m.attempts[job.RequestID], job.Attempt)
 }
 
+// used records the name of a Job that was made and is gone: the next one has another.
+func (m *memory) used(job agentpool.AgentJob) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.attempts[job.RequestID] = max(m.attempts[job.RequestID], job.Attempt)
+}
+
 // merge adds to the seen Jobs those that were made and are not seen yet, and
 // marks those that were deleted and are still seen. It returns how long the
 // oldest unseen write has been unseen.

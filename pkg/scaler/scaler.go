@@ -59,8 +59,8 @@ type Cluster interface {
 	// LiveJobs gives them from the API server.
 	LiveJobs(ctx context.Context) ([]agentpool.AgentJob, error)
 	// Create makes the Job and everything it needs, and lets it go. A Job that
-	// exists already is gone on with. With an error the returned Job has a name
-	// when a half-made one may be there.
+	// exists already is gone on with. With an error the returned Job has a UID
+	// when a half-made one may be there, and a name alone when one was there and is gone.
 	Create(ctx context.Context, creation plan.Creation) (agentpool.AgentJob, error)
 	// Complete goes on with a half-made Job.
 	Complete(ctx context.Context, job agentpool.AgentJob) error
