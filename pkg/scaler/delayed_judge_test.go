@@ -119,6 +119,9 @@ func (w *world) judgeNumber(t *testing.T) {
 	reasons := int(w.lastID)
 	for _, c := range w.classes.Usable {
 		reasons += c.MinIdle
+		if w.ages() {
+			reasons += c.MinIdle // The next one is there before the old one goes.
+		}
 	}
 	for what, n := range w.seen {
 		switch {

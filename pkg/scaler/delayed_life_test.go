@@ -16,7 +16,7 @@ func (w *world) remove(job agentpool.AgentJob) {
 		return
 	}
 	w.judge(job)
-	if request, waits := w.requests[job.RequestID]; !job.Finished() && (job.Warm() || waits && request.State() == agentpool.RequestQueued) {
+	if !job.Finished() && w.wanted(job) {
 		w.saw("an agent was ended that was still wanted")
 	}
 	w.note("gone: %s", job.Name)
@@ -29,6 +29,22 @@ func (w *world) remove(job agentpool.AgentJob) {
 	}
 	l.over = l.over || !l.begun
 	w.unregister(job)
+}
+
+// wanted tells whether somebody waits for an agent that is being ended: the request that it
+// was made for, or, where agents are given up for being slow, any that it was counted for.
+// The caller holds the lock.
+func (w *world) wanted(job agentpool.AgentJob) bool {
+	if job.Warm() {
+		return true
+	}
+	slow := !job.Started && w.config.Limits.StartupLimit < 10*time.Minute
+	for id, request := range w.requests {
+		if _, lacks := job.Capabilities.Missing(request.Demands); request.State() == agentpool.RequestQueued && (id == job.RequestID || slow && !lacks) {
+			return true
+		}
+	}
+	return false
 }
 
 // deletePod lets the kubelet hear of it after a moment. The caller holds the lock.
@@ -45,13 +61,21 @@ func (w *world) deletePod(job agentpool.AgentJob, l *life) {
 // itself, one with a build runs it to its end, and one that has not begun never does.
 func (w *world) terminate(job agentpool.AgentJob, l *life) {
 	time.Sleep(w.dice("terminate", job.UID).upTo(1500 * time.Millisecond))
+	registered := job.Registration == agentpool.RegistrationJIT
+	if registered && read(w.model, func() bool { return l.begun && !l.over }) {
+		w.awaitWord(job)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if l.over || w.agents[job.Name].AssignedRequest != 0 || l.exiting {
 		return
 	}
 	l.over = true
-	delete(w.agents, job.Name)
+	if registered {
+		w.offline(job.Name)
+	} else {
+		delete(w.agents, job.Name)
+	}
 	// Should nobody delete the Job now, it fails, as its pod is gone.
 	w.end(job, agentpool.ReasonNoBuild, 20*time.Second)
 }
@@ -75,11 +99,15 @@ func (w *world) end(job agentpool.AgentJob, reason agentpool.Reason, after time.
 	})
 }
 
-// unregister is what the sidecar does after the agent's end, unless that fails. The
-// caller holds the lock.
+// unregister is what the sidecar does after the agent's end, unless that fails or there is
+// none. The caller holds the lock.
 func (w *world) unregister(job agentpool.AgentJob) {
+	if job.Registration == agentpool.RegistrationJIT {
+		w.offline(job.Name)
+		return
+	}
 	d := w.dice("unregister", job.UID)
-	if w.failing && d.oneIn(5) {
+	if w.fails() && d.oneIn(5) {
 		w.offline(job.Name)
 		return
 	}
@@ -132,7 +160,7 @@ func (w *world) live(job agentpool.AgentJob) {
 	if d.oneIn(8) {
 		starting = 2 * time.Minute
 	}
-	crashes := w.failing && d.oneIn(6)
+	crashes := w.fails() && d.oneIn(6)
 	_ = step(making, func() {
 		w.change(job, func(job *agentpool.AgentJob) { job.PodName = job.Name + "-pod" })
 	}) && step(5*time.Second, func() {
@@ -143,19 +171,24 @@ func (w *world) live(job agentpool.AgentJob) {
 			l.over = true
 			return
 		}
-		w.nextAgent++
-		w.agents[job.Name] = agentpool.Agent{ID: w.nextAgent, Name: job.Name, Enabled: true, Capabilities: w.offered(job)}
+		if job.Registration != agentpool.RegistrationJIT {
+			w.nextAgent++
+			w.agents[job.Name] = agentpool.Agent{ID: w.nextAgent, Name: job.Name, Enabled: true, Capabilities: w.offered(job)}
+		}
 	}) && step(time.Second, func() {
 		l.begun = true
 		w.note("begun: %s", job.Name)
 		time.AfterFunc(d.upTo(time.Second), func() { w.with(func() { l.told = true }) })
 	}) && step(time.Second, func() {
 		agent, there := w.agents[job.Name]
-		if there {
+		switch {
+		case job.Registration == agentpool.RegistrationJIT:
+			w.listen(job, l)
+		case there:
 			agent.Online = true
 			w.agents[job.Name] = agent
 		}
-		if w.failing && d.oneIn(5) {
+		if w.fails() && d.oneIn(5) {
 			w.flicker(job, l, d)
 		}
 	}) && step(1500*time.Millisecond, func() {

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
@@ -23,6 +25,7 @@ type world struct {
 	begun  time.Time
 	loop   *scaler.Scaler // The one that hears of what is seen.
 	queues bool           // Builds are still being queued.
+	calm   atomic.Bool    // All builds have ended.
 
 	lives     map[string]*life // By UID.
 	ended     map[string]bool  // The Jobs that the loop knows it has ended, by UID.
@@ -49,6 +52,7 @@ type life struct {
 	exiting  bool      // Its build has ended, and the agent is about to.
 	unknown  time.Time // Until when the loop can't know of it, as the answer of its creation was lost.
 	claimed  time.Time // From when the cache shows that it has claimed a build.
+	ended    bool      // The cache shows that its agent has ended, or will.
 	versions []version // What the cache shows, and what it will show, in order.
 }
 
@@ -124,18 +128,22 @@ func (w *world) call(ctx context.Context, kind, subject string, act func() error
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if w.failing && d.oneIn(15) {
+	if w.fails() && d.oneIn(15) {
 		return errAway
 	}
 	w.mu.Lock()
 	err := act()
 	w.mu.Unlock()
 	time.Sleep(d.mostly(w.latency))
-	if err == nil && w.failing && d.oneIn(15) {
+	if err == nil && w.fails() && d.oneIn(15) {
 		return errLost
 	}
 	return err
 }
+
+// fails tells whether calls, agents and sidecars fail now and then. When all builds have
+// ended they no longer do, so that there is a rest to be judged.
+func (w *world) fails() bool { return w.failing && !w.calm.Load() }
 
 // write is a call that changes something.
 func (w *world) write(ctx context.Context, kind, subject string, act func() error) error {
@@ -181,6 +189,10 @@ func (w *world) show(job agentpool.AgentJob, gone bool) {
 	if job.RanBuild && l.claimed.IsZero() {
 		l.claimed = at
 	}
+	if (job.Finished() || gone) && !l.ended {
+		l.ended = true
+		w.judgeRegistration(job, at)
+	}
 	if loop := w.loop; loop != nil {
 		time.AfterFunc(time.Until(at), loop.Notify)
 	}
@@ -209,25 +221,24 @@ func (w *world) LiveJobs(ctx context.Context) (jobs []agentpool.AgentJob, err er
 }
 
 func (w *world) Create(ctx context.Context, c plan.Creation) (agentpool.AgentJob, error) {
+	if w.registersAgentsOf(c.Class) {
+		return w.createRegistered(ctx, c)
+	}
 	name := jobName(c.Request.ID, c.Attempt)
 	var job agentpool.AgentJob
-	made, half := false, w.failing && w.dice("half-made", name).oneIn(8)
+	made, half := false, w.fails() && w.dice("half-made", name).oneIn(8)
 	err := w.write(ctx, "create", name, func() error {
 		var there bool
 		if job, there = w.jobs[name]; there {
 			if job.Finished() || job.Deleting {
 				job = agentpool.AgentJob{}
-				return errors.New("there is another Job of that name")
+				return errTaken
 			}
 			return nil
 		}
 		made, job = true, w.create(c)
 		job.Suspended = half
-		w.jobs[name] = job
-		w.lives[job.UID] = &life{hurry: make(chan struct{})}
-		w.show(job, false)
-		w.judgeCaps(c.Class)
-		w.judgeNeed(name)
+		w.begin(job, c.Class)
 		if half {
 			return errAway
 		}
@@ -235,20 +246,47 @@ func (w *world) Create(ctx context.Context, c plan.Creation) (agentpool.AgentJob
 		return nil
 	})
 	if errors.Is(err, errLost) {
-		w.with(func() {
-			if l := w.lives[job.UID]; l != nil && made {
-				w.saw("the answer of a creation was lost")
-				l.unknown = l.versions[0].at.Add(reaction)
-			}
-		})
+		w.unanswered(job, made, err)
 		return agentpool.AgentJob{}, err
 	}
 	return job, err
 }
 
+// registersAgentsOf tells whether the scaler registers the agents of a class.
+func (w *world) registersAgentsOf(class string) bool {
+	return slices.ContainsFunc(w.Classes().Usable, func(c agentpool.AgentClass) bool {
+		return c.Name == class && c.Registration == agentpool.RegistrationJIT
+	})
+}
+
+// begin is a Job that has just been made. The caller holds the lock.
+func (w *world) begin(job agentpool.AgentJob, class string) {
+	w.jobs[job.Name] = job
+	w.lives[job.UID] = &life{hurry: make(chan struct{})}
+	w.show(job, false)
+	w.judgeCaps(class)
+	w.judgeNeed(job.Name)
+}
+
+// unanswered notes that the loop can't know of a Job that was made.
+func (w *world) unanswered(job agentpool.AgentJob, made bool, err error) {
+	if !made || !errors.Is(err, errLost) {
+		return
+	}
+	w.with(func() {
+		if l := w.lives[job.UID]; l != nil {
+			w.saw("the answer of a creation was lost")
+			l.unknown = l.versions[0].at.Add(reaction)
+		}
+	})
+}
+
 func (w *world) Complete(ctx context.Context, job agentpool.AgentJob) error {
 	return w.write(ctx, "complete", job.Name, func() error {
 		if live, there := w.find(job); there && live.Suspended && !live.Finished() {
+			if live.Unregistered() {
+				w.accuse("Job %s was completed, and its agent was never registered", job.Name)
+			}
 			w.saw("a half-made Job was completed")
 			w.change(live, func(job *agentpool.AgentJob) { job.Suspended = false })
 			go w.live(live)
@@ -282,6 +320,10 @@ func (w *world) change(job agentpool.AgentJob, how func(*agentpool.AgentJob)) bo
 func (w *world) DeleteUnstarted(ctx context.Context, job agentpool.AgentJob) (deleted bool, err error) {
 	w.tempt(job.Name)
 	defer func() { w.learn(job, err == nil && deleted) }()
+	return w.deleteUnstarted(ctx, job)
+}
+
+func (w *world) deleteUnstarted(ctx context.Context, job agentpool.AgentJob) (deleted bool, err error) {
 	var pod *life
 	err = w.write(ctx, "delete unstarted", job.Name, func() error {
 		live, there := w.find(job)

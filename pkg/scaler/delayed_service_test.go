@@ -58,6 +58,10 @@ func (w *world) DisableAgent(ctx context.Context, _ int, agent agentpool.AgentRe
 // WithdrawAgent is three calls to the service, and each may fail.
 func (w *world) WithdrawAgent(ctx context.Context, _ int, ref agentpool.AgentRef) (gone bool, err error) {
 	w.tempt(ref.Name)
+	return w.withdraw(ctx, ref)
+}
+
+func (w *world) withdraw(ctx context.Context, ref agentpool.AgentRef) (gone bool, err error) {
 	find := func() (agentpool.Agent, bool) {
 		agent, there := w.agents[ref.Name]
 		return agent, there && (ref.ID == 0 || ref.ID == agent.ID)

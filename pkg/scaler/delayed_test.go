@@ -56,6 +56,9 @@ func newHistory(seed uint64) history {
 		}
 		c := class(fmt.Sprintf("class-%d", i), claims...)
 		c.Priority = d.IntN(2)
+		if d.oneIn(2) {
+			c.Registration = agentpool.RegistrationJIT
+		}
 		if d.oneIn(3) {
 			c.MinIdle = 1 + d.IntN(2)
 		}
@@ -70,6 +73,8 @@ func newHistory(seed uint64) history {
 	limits.StartupLimit = pick(d, 10*time.Minute, 10*time.Minute, 30*time.Second)
 	limits.MaxIdleAge = pick(d, time.Hour, time.Hour, 90*time.Second)
 	limits.BackoffMax = time.Minute
+	// As package app has it: the time for one call, and for taking back what came of it.
+	limits.UnregisteredLimit = h.config.CallTimeout + 15*time.Second
 	limits.CreationsPerCycle = pick(d, 250, 250, 2)
 	if d.oneIn(3) {
 		limits.PoolAgents = max(1, warm) + d.IntN(4)
@@ -112,7 +117,7 @@ func TestNoClaimedAgentIsEnded(t *testing.T) {
 		"an agent ended without a build: agent-crashed", "an agent started while its pod was being deleted",
 		"an agent that was ending was given a second build", "an agent that was to be withdrawn has a build",
 		"an agent was ended that was still wanted", "an idle agent was withdrawn", "Jobs were listed live", "restarted", "tempted",
-		"the answer of a creation was lost", "an agent was offline for a while", "what was to end unstarted has started",
+		"the answer of a creation was lost", "a Job was taken back", "a Job that failed could not be taken back", "a registration was left to the sweep", "an agent was offline for a while", "what was to end unstarted has started",
 	} {
 		if seen[what] == 0 {
 			t.Errorf("in %d histories it was never seen that %s", len(seeds), what)
@@ -180,6 +185,7 @@ func (w *world) happen(t *testing.T) map[string]int {
 	}
 	w.with(func() { w.queues = false })
 	w.awaitBuilds(t)
+	w.calm.Store(true)
 	// Whatever the loop learns late, sweeps or backs off from is over by then.
 	time.Sleep(10*time.Minute + 4*w.lag)
 	w.with(func() { w.judgeRest(t) })

@@ -327,10 +327,17 @@ func (m *model) Create(_ context.Context, c plan.Creation) (agentpool.AgentJob, 
 	if m.createError != nil {
 		return agentpool.AgentJob{}, m.createError
 	}
-	return m.create(c), nil
+	job := m.create(c)
+	if job.Registration == agentpool.RegistrationJIT {
+		m.nextAgent++
+		job.AgentID = m.nextAgent
+		m.jobs[job.Name] = job
+		m.agents[job.Name] = agentpool.Agent{ID: job.AgentID, Name: job.Name, Enabled: true, Capabilities: m.offered(job)}
+	}
+	return job, nil
 }
 
-// create makes a Job, under the lock.
+// create makes a Job, whose agent is not registered yet. The caller holds the lock.
 func (m *model) create(c plan.Creation) agentpool.AgentJob {
 	name := jobName(c.Request.ID, c.Attempt)
 	job := agentpool.AgentJob{
@@ -341,11 +348,6 @@ func (m *model) create(c plan.Creation) agentpool.AgentJob {
 		if class.Name == c.Class {
 			job.ClassVersion, job.Capabilities, job.Registration = class.Version, class.Capabilities, class.Registration
 		}
-	}
-	if job.Registration == agentpool.RegistrationJIT {
-		m.nextAgent++
-		job.AgentID = m.nextAgent
-		m.agents[job.Name] = agentpool.Agent{ID: job.AgentID, Name: job.Name, Enabled: true, Capabilities: m.offered(job)}
 	}
 	m.created = append(m.created, job.Name)
 	m.jobs[job.Name] = job
