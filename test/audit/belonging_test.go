@@ -218,3 +218,50 @@ func (s *story) by(second float64, event string, id int, name, who string) *stor
 func other() string {
 	return strings.Replace(job(1, 0), "abcd1234", "wxyz5678", 1)
 }
+
+// TestStandingAccounts tells of builds that run as an account of the administrator's.
+func TestStandingAccounts(t *testing.T) {
+	t.Parallel()
+	const account = "cloud"
+	standing := audit.LiveObject{Resource: "serviceaccounts", Namespace: "agents", Name: account, UID: "uid-of-cloud"}
+	// A build of the class, with what else is told of it.
+	build := func(more func(s *story)) func(s *story) {
+		return func(s *story) {
+			s.rules.StandingAccounts = map[string]string{"azure": "agents/" + account}
+			s.objects = []audit.LiveObject{standing}
+			s.queued(0, 1).jobOfClass(1, job(1, 0), "azure")
+			if more != nil {
+				more(s)
+			}
+			s.ran(3, 1, 10, job(1, 0))
+		}
+	}
+	write := func(user, verb string) func(s *story) {
+		return func(s *story) { s.kubeWrite(2, user, verb, "", "serviceaccounts", "agents", account, 200, nil) }
+	}
+	tell(t, map[string]tale{
+		"the account stays":            {tell: build(nil)},
+		"the administrator changes it": {tell: build(write("kubernetes-admin", "patch"))},
+		"the scaler looks at it":       {tell: build(write(scaler, "get"))},
+		"the scaler changes it":        {tell: build(write(scaler, "patch")), want: "touched", evidence: "serviceaccount agents/cloud is the administrator's"},
+		"the scaler deletes it": {tell: build(func(s *story) {
+			write(scaler, "delete")(s)
+			s.objects = nil
+		}), want: "touched touched", evidence: "delete serviceaccounts by " + scaler},
+		"the scaler requests its token": {tell: build(func(s *story) {
+			s.kubeWrite(2, scaler, "create", "", "serviceaccounts", "agents", account, 201, func(line map[string]any) {
+				line["objectRef"] = map[string]any{"resource": "serviceaccounts", "subresource": "token", "namespace": "agents", "name": account}
+			})
+		}), want: "touched", evidence: "create serviceaccounts/token"},
+		"somebody removes it": {tell: build(func(s *story) { s.objects = nil }), want: "touched", evidence: "is not there at the end"},
+		"the build is given a right": {
+			tell: build(func(s *story) { s.bound(2, job(1, 0)).unbound(8, job(1, 0)) }), want: "rights", evidence: "rolebindings shop/" + job(1, 0),
+		},
+		"the build is given an account": {tell: build(func(s *story) {
+			s.kubeWrite(2, scaler, "create", "", "serviceaccounts", "agents", job(1, 0), 201, nil)
+		}), want: "rights", evidence: "serviceaccounts agents/" + job(1, 0)},
+		"builds of other classes have their own": {tell: build(func(s *story) {
+			s.queued(2, 2).jobOfClass(3, job(2, 0), "general").bound(3.1, job(2, 0)).ran(4, 2, 11, job(2, 0)).unbound(9, job(2, 0))
+		})},
+	})
+}

@@ -40,7 +40,10 @@
 // rights that end with it: a build received by two agents, an agent that
 // received two builds, and rights that ended too early or too late. Two concern
 // what belongs to whom: a placeholder that came online, and a registration or an
-// object that was changed by another installation than the one that made it.
+// object that was changed by another installation than the one that made it. The
+// ServiceAccounts in Rules.StandingAccounts are the administrator's: a write of the
+// scaler's on one is such a change, and anything made for the rights of a build that
+// runs as one is a right too many.
 //
 // A log that cannot be the whole truth (a gap in the sequence, builds but no
 // Job of the scaler) is a problem of the evidence, and a report with one is

@@ -109,6 +109,8 @@ type index struct {
 	// The first successful request about the object shows that it was made.
 	unanswered map[objectKey]KubeEvent
 	uses       []KubeEvent // Successful requests with the accounts of builds.
+	// accountWrites are a scaler's successful writes on ServiceAccounts, tokens included.
+	accountWrites []KubeEvent
 }
 
 type objectKey struct{ group, resource, namespace, name string }
@@ -249,6 +251,9 @@ func (ix *index) addKube(event KubeEvent, rules Rules) {
 	}
 	if byScaler && event.changed() && ix.createdByOther(k, event.User) {
 		ix.meddling = append(ix.meddling, event)
+	}
+	if byScaler && event.Resource == "serviceaccounts" && event.Succeeded() && !event.DryRun && !slices.Contains([]string{"get", "list", "watch"}, event.Verb) {
+		ix.accountWrites = append(ix.accountWrites, event)
 	}
 	if event.Verb == "delete" && event.changed() {
 		ix.addDeletion(event)

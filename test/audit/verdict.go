@@ -42,6 +42,10 @@ type Rules struct {
 	// StandingObjects are objects, as resource/namespace/name, that belong to
 	// the installation and not to a build, such as a leader's lease.
 	StandingObjects []string
+	// StandingAccounts are the administrator's ServiceAccounts, as namespace/name, by the
+	// class whose builds run as them. The scaler must leave them alone, and make no account
+	// and no right for such a build.
+	StandingAccounts map[string]string
 	// Slack is how old the scaler's picture of the queue may be. 0 means 10 s.
 	Slack time.Duration
 	// RightsLimit is how long after its agent's end a build may keep its rights.
@@ -70,6 +74,7 @@ func Judge(in Input, rules Rules) Report {
 	j.exclusive()
 	j.placeholders()
 	j.touched()
+	j.standingAccounts()
 	j.rights()
 	j.leakedObjects()
 	j.leakedRegistrations()

@@ -33,7 +33,7 @@ func main() {
 type settings struct {
 	serviceLog, kubeLog, kubeconfig, url, tokenFile, caFile string
 	scalerUsers, standingAgents, standingObjects            string
-	placeholders, administrators                            string
+	placeholders, administrators, standingAccounts          string
 	pool, warm                                              int
 	cleanedUp                                               bool
 	rightsLimit                                             time.Duration
@@ -50,6 +50,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags.StringVar(&s.scalerUsers, "scaler-user", "", "user names of the scaler, comma-separated, such as system:serviceaccount:agents:azp-scaler")
 	flags.StringVar(&s.standingAgents, "standing-agent", "", "names of agents that are no part of the run, comma-separated")
 	flags.StringVar(&s.standingObjects, "standing-object", "", "objects of the installation as resource/namespace/name, comma-separated")
+	flags.StringVar(&s.standingAccounts, "standing-account", "", "ServiceAccounts that builds share, as class=namespace/name, comma-separated")
 	flags.StringVar(&s.placeholders, "placeholders", "azp-placeholder-", "how the names of the installation's placeholder agents begin")
 	flags.BoolVar(&s.cleanedUp, "cleaned-up", false, "the installation was taken away, so that no placeholder may be left")
 	flags.IntVar(&s.warm, "warm", 0, "how many agents each installation may keep waiting for builds")
@@ -82,6 +83,10 @@ func judge(ctx context.Context, s settings) (audit.Report, error) {
 	if s.serviceLog == "" || s.kubeLog == "" || s.kubeconfig == "" || s.scalerUsers == "" {
 		return audit.Report{}, errors.New("-service-log, -kube-log, -kubeconfig and -scaler-user are needed")
 	}
+	accounts, err := pairs(s.standingAccounts)
+	if err != nil {
+		return audit.Report{}, fmt.Errorf("-standing-account: %w", err)
+	}
 	in, err := readLogs(s.serviceLog, s.kubeLog)
 	if err != nil {
 		return audit.Report{}, err
@@ -102,7 +107,21 @@ func judge(ctx context.Context, s settings) (audit.Report, error) {
 	return audit.Judge(in, audit.Rules{
 		ScalerUsers: split(s.scalerUsers), StandingAgents: split(s.standingAgents), StandingObjects: split(s.standingObjects), RightsLimit: s.rightsLimit,
 		Placeholders: s.placeholders, CleanedUp: s.cleanedUp, Warm: s.warm, Administrators: split(s.administrators),
+		StandingAccounts: accounts,
 	}), nil
+}
+
+// pairs reads name=value, comma-separated.
+func pairs(text string) (map[string]string, error) {
+	named := map[string]string{}
+	for _, pair := range split(text) {
+		name, value, found := strings.Cut(pair, "=")
+		if !found || name == "" || value == "" {
+			return nil, fmt.Errorf("%q: want class=namespace/name", pair)
+		}
+		named[name] = value
+	}
+	return named, nil
 }
 
 func readLogs(servicePath, kubePath string) (audit.Input, error) {
