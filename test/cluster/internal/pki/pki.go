@@ -7,6 +7,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -125,11 +126,15 @@ func newTemplate(subject pkix.Name) (*x509.Certificate, error) {
 	}, nil
 }
 
-// SigningKey makes a key by which tokens are signed, and its public half, both PEM.
+// signingBits is the size of the key of tokens.
+const signingBits = 2048
+
+// SigningKey makes a key by which tokens are signed, and its public half, both PEM. It is of
+// RSA, as clouds have it: Entra takes no tokens that are signed otherwise.
 func SigningKey() (Pair, error) {
-	key, err := newKey()
+	key, err := rsa.GenerateKey(rand.Reader, signingBits)
 	if err != nil {
-		return Pair{}, err
+		return Pair{}, fmt.Errorf("making a key: %w", err)
 	}
 	private, err := keyPEM(key)
 	if err != nil {
