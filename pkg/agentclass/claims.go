@@ -129,9 +129,10 @@ func version(c Class) string {
 		Spec                any
 		Claims              map[string]string
 		Bindings            []string
+		Account             string `json:",omitempty"` // So that other classes keep the versions they have.
 		Registration        string
 		Grace               string
-	}{c.Template.Labels, c.Template.Annotations, c.Template.Spec, c.Claims, bindings, string(c.Registration), c.GracePeriod.String()})
+	}{c.Template.Labels, c.Template.Annotations, c.Template.Spec, c.Claims, bindings, c.ServiceAccount, string(c.Registration), c.GracePeriod.String()})
 	if err != nil {
 		// A template came as JSON; there is nothing in it that can't be written so.
 		text = fmt.Appendf(nil, "%v", err)

@@ -25,10 +25,10 @@ type Class struct {
 	agentpool.AgentClass
 	// Pools are the names of the pools that it serves; none is every pool.
 	Pools []string
-	// ServiceAccount names the account whose labels, annotations and pull secrets
+	// AccountTemplate names the ServiceAccount whose labels, annotations and pull secrets
 	// each build's own account gets; empty is none.
-	ServiceAccount string
-	Template       batchv1.JobTemplateSpec
+	AccountTemplate string
+	Template        batchv1.JobTemplateSpec
 }
 
 // Serves reports whether the class is for a pool. The service does not tell
@@ -62,7 +62,9 @@ func FromTemplate(name string, template batchv1.JobTemplateSpec, claims map[stri
 
 // complete derives the rest from what has been read.
 func (c *Class) complete(claims map[string]string, defaults Defaults) {
-	c.ServiceAccount = c.Template.Spec.Template.Spec.ServiceAccountName
+	if c.ServiceAccount == "" {
+		c.AccountTemplate = c.Template.Spec.Template.Spec.ServiceAccountName
+	}
 	c.Claims = derive(c.Template.Spec.Template.Spec, defaults)
 	for name, value := range claims {
 		// What is written counts over what is derived, in whatever case.

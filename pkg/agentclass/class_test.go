@@ -78,7 +78,7 @@ func TestParse(t *testing.T) {
 				{Namespace: "shop", Kind: "ClusterRole", Name: "edit"}, {Namespace: "front", Kind: "Role", Name: "deployer"},
 			},
 		},
-		Pools: []string{"Linux", "linux-large", "big"}, ServiceAccount: "cloud", Template: c.Spec.JobTemplate,
+		Pools: []string{"Linux", "linux-large", "big"}, AccountTemplate: "cloud", Template: c.Spec.JobTemplate,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("class (-want +got):\n%s", diff)
@@ -97,6 +97,32 @@ func TestAClassThatSaysNothing(t *testing.T) {
 	got := parse(t, cronJob())
 	if got.GracePeriod != time.Hour || got.Registration != agentpool.RegistrationConfig || got.MaxAgents != 0 || !got.Serves("any") {
 		t.Errorf("the defaults do not hold: %+v", got.AgentClass)
+	}
+}
+
+// TestAccountOfTheClass: builds run as the account in the annotation, and then no account is
+// made that could take after one.
+func TestAccountOfTheClass(t *testing.T) {
+	for name, test := range map[string]struct {
+		annotation, inTemplate    string
+		account, accountsTemplate string
+	}{
+		"neither":           {"", "", "", ""},
+		"the template's":    {"", "cloud", "", "cloud"},
+		"the class's":       {" cloud\n", "", "cloud", ""},
+		"the same for both": {"cloud", "cloud", "cloud", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := cronJob()
+			podOf(c).ServiceAccountName = test.inTemplate
+			if test.annotation != "" {
+				c.Annotations[prefix+"service-account"] = test.annotation
+			}
+			got := parse(t, c)
+			if got.ServiceAccount != test.account || got.AccountTemplate != test.accountsTemplate {
+				t.Errorf("builds run as %q, accounts are made after %q", got.ServiceAccount, got.AccountTemplate)
+			}
+		})
 	}
 }
 
@@ -141,6 +167,15 @@ func TestWhatIsWrong(t *testing.T) {
 		"no namespace":         {annotations: []string{"role-bindings", "Shop_1 Role/edit"}, want: []string{"role-bindings", `"Shop_1 Role/edit"`, `"Shop_1"`}},
 		"the agents' own":      {annotations: []string{"role-bindings", "azp-agents Role/edit"}, want: []string{"role-bindings", `"azp-agents Role/edit"`, "token", "shop ClusterRole/edit"}},
 		"a role twice":         {annotations: []string{"role-bindings", "shop Role/a\nshop Role/a"}, want: []string{"role-bindings", `"shop Role/a"`, "twice"}},
+		"no account":           {annotations: []string{"service-account", ""}, want: []string{"service-account", `""`, "no name", `"azure-builds"`}},
+		"an odd account":       {annotations: []string{"service-account", "Azure Builds"}, want: []string{"service-account", `"Azure Builds"`, "no name", `"azure-builds"`}},
+		"everybody's account":  {annotations: []string{"service-account", "default"}, want: []string{"service-account", `"default"`, "not for these builds alone", `"azure-builds"`}},
+		"a build's account":    {annotations: []string{"service-account", "azp-abcdefgh-1-42-0"}, want: []string{"service-account", `"azp-abcdefgh-1-42-0"`, "go with their build"}},
+		"an account and roles": {annotations: []string{"service-account", "cloud", "role-bindings", "shop Role/a"}, want: []string{"service-account", `"cloud"`, "role-bindings", "bind roles to this account yourself"}},
+		"two accounts": {
+			annotations: []string{"service-account", "cloud"}, change: func(c *batchv1.CronJob) { podOf(c).ServiceAccountName = "other" },
+			want: []string{"service-account", `"cloud"`, `"other"`, "leave serviceAccountName out"},
+		},
 		"registered by magic":  {annotations: []string{"registration", "magic"}, want: []string{"registration", `"magic"`, `"jit"`}},
 		"a bare number":        {annotations: []string{"grace-period", "3600"}, want: []string{"grace-period", `"3600"`, "unit", `"2h"`}},
 		"a short grace":        {annotations: []string{"grace-period", "30s"}, want: []string{"grace-period", `"30s"`, "2m0s"}},
@@ -241,6 +276,7 @@ func TestVersion(t *testing.T) {
 		"a claim":         {func(c *batchv1.CronJob) { c.Annotations[prefix+"capabilities"] = "java=21" }, false},
 		"a right":         {func(c *batchv1.CronJob) { c.Annotations[prefix+"role-bindings"] = "shop Role/a" }, false},
 		"the grace":       {func(c *batchv1.CronJob) { c.Annotations[prefix+"grace-period"] = "2h" }, false},
+		"an account":      {func(c *batchv1.CronJob) { c.Annotations[prefix+"service-account"] = "cloud" }, false},
 		"a pod's label":   {func(c *batchv1.CronJob) { c.Spec.JobTemplate.Labels = map[string]string{"a": "b"} }, false},
 	} {
 		t.Run(name, func(t *testing.T) {

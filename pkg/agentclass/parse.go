@@ -51,6 +51,7 @@ func Parse(cronJob *batchv1.CronJob, defaults Defaults) (Class, error) {
 	}
 	class.Priority = r.number(AnnotationPriority, -mostPriority, mostPriority)
 	class.RoleBindings = r.roleBindings(cronJob.Namespace)
+	class.ServiceAccount = r.account(cronJob.Spec.JobTemplate.Spec.Template.Spec.ServiceAccountName)
 	if way := r.registration(); way != "" {
 		class.Registration = way
 	}
@@ -225,6 +226,32 @@ func (r *reader) roleBindings(namespace string) []agentpool.RoleBinding {
 		}
 	}
 	return bindings
+}
+
+// defaultAccount is the ServiceAccount of every pod that names none.
+const defaultAccount = "default"
+
+// account gives the ServiceAccount that builds run as, or nothing where each gets one of its
+// own. inTemplate is the one that the pod names.
+func (r *reader) account(inTemplate string) string {
+	text, given := r.annotations[AnnotationAccount]
+	if !given {
+		return ""
+	}
+	name := strings.TrimSpace(text)
+	switch {
+	case len(validation.IsDNS1123Subdomain(name)) > 0:
+		r.wrong(AnnotationAccount, "is no name of a ServiceAccount")
+	case name == defaultAccount:
+		r.wrong(AnnotationAccount, "is the account of every pod in the namespace that names none, so that what it may do is not for these builds alone: make one for the class")
+	case agentjob.IsJobName(name):
+		r.wrong(AnnotationAccount, "is a name of the form that accounts of single builds have, which go with their build: choose another one")
+	case inTemplate != "" && inTemplate != name:
+		r.wrong(AnnotationAccount, fmt.Sprintf("is not what serviceAccountName in the job template says, %q: builds run as the account in the annotation, and none is made that could take after another: leave serviceAccountName out", inTemplate))
+	case len(lines(r.annotations[AnnotationRoleBindings])) > 0:
+		r.wrong(AnnotationAccount, fmt.Sprintf("can't be with %s: that gives rights to an account made for each build, and here none is made: bind roles to this account yourself, or leave one of the two out", AnnotationRoleBindings))
+	}
+	return name
 }
 
 // registration gives nothing where there is none.

@@ -119,6 +119,9 @@ func (b *builder) annotations(request agentpool.JobRequest, failures int) (map[s
 	if len(b.class.Capabilities) == 0 {
 		claims = nil
 	}
+	if b.class.ServiceAccount != "" {
+		account = nil
+	}
 	annotations := map[string]string{
 		AnnotationRoleBindings:   bindingLines(b.class.RoleBindings),
 		AnnotationServiceAccount: string(account),
@@ -180,6 +183,12 @@ func check(s Settings, class agentpool.AgentClass, template batchv1.JobTemplateS
 		case "":
 			bad("role binding %q: names no namespace", binding)
 		}
+	}
+	if class.ServiceAccount != "" && len(class.RoleBindings) > 0 {
+		bad("role binding %q: builds run as the ServiceAccount %q, and no account is made that it could be given to: bind the role to that account yourself", class.RoleBindings[0], class.ServiceAccount)
+	}
+	if IsJobName(class.ServiceAccount) {
+		bad("ServiceAccount %q: the name is of the form that accounts of single builds have: choose another one", class.ServiceAccount)
 	}
 	checkPod(s, template.Spec.Template.Spec, bad)
 	if class.Registration != agentpool.RegistrationJIT {

@@ -94,6 +94,19 @@ func richTemplate() batchv1.JobTemplateSpec {
 	return t
 }
 
+// standing is a class whose builds run as an account that is not made for them.
+func standing() agentpool.AgentClass {
+	return agentpool.AgentClass{Name: "azure", ServiceAccount: "azure-builds"}
+}
+
+// azureTemplate asks Azure's webhook for an identity, in the build's container alone.
+func azureTemplate() batchv1.JobTemplateSpec {
+	t := template()
+	t.Spec.Template.Labels = map[string]string{"azure.workload.identity/use": "true"}
+	t.Spec.Template.Annotations = map[string]string{"azure.workload.identity/skip-containers": "remove;configure"}
+	return t
+}
+
 func TestBuildGolden(t *testing.T) {
 	t.Parallel()
 	rich := settings()
@@ -116,6 +129,7 @@ func TestBuildGolden(t *testing.T) {
 		"default": {settings(), class(), template(), 0, 0},
 		"class":   {rich, class(), richTemplate(), 2, 1},
 		"jit":     {settings(), jit(), template(), 0, 0},
+		"account": {settings(), standing(), azureTemplate(), 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -124,15 +138,18 @@ func TestBuildGolden(t *testing.T) {
 				t.Fatal(err)
 			}
 			job.UID = "0000-uid"
-			account, err := agentjob.ServiceAccount(job)
-			if err != nil {
-				t.Fatal(err)
+			objects := []any{job}
+			if agentjob.HasOwnAccount(job) {
+				account, err := agentjob.ServiceAccount(job)
+				if err != nil {
+					t.Fatal(err)
+				}
+				objects = append(objects, account)
 			}
 			bindings, err := agentjob.RoleBindings(job)
 			if err != nil {
 				t.Fatal(err)
 			}
-			objects := []any{job, account}
 			for _, binding := range bindings {
 				objects = append(objects, binding)
 			}
@@ -280,6 +297,8 @@ func TestBuildRefusesWhatBreaksAPromise(t *testing.T) {
 		{"request", func(i *input) { i.request.ID = -1 }, "request -1"},
 		{"own namespace", func(i *input) { i.class.RoleBindings[0].Namespace = "agents" }, "the agents' own"},
 		{"no namespace", func(i *input) { i.class.RoleBindings[0].Namespace = "" }, "names no namespace"},
+		{"an account and roles", func(i *input) { i.class.ServiceAccount = "cloud" }, "bind the role to that account yourself"},
+		{"a build's account", func(i *input) { i.class = agentpool.AgentClass{Name: "x", ServiceAccount: "azp-other234-1-42-0"} }, "accounts of single builds"},
 		{"no agent", func(i *input) { i.template.Spec.Template.Spec.Containers[0].Name = "x" }, `exactly one container named "agent"`},
 		{"no image", func(i *input) { i.template.Spec.Template.Spec.Containers[0].Image = "" }, "has no image"},
 		{"our container", func(i *input) { i.template.Spec.Template.Spec.Containers[1].Name = "remove" }, "the name is ours"},

@@ -47,7 +47,7 @@ const (
 	AnnotationRunURL   = Prefix + "run-url"
 	// AnnotationQueuedAt is when the request was queued, in RFC 3339.
 	AnnotationQueuedAt = Prefix + "queued-at"
-	// AnnotationServiceAccount holds what the build's ServiceAccount gets besides
+	// AnnotationServiceAccount holds what the build's own ServiceAccount gets besides
 	// its name, as JSON.
 	AnnotationServiceAccount = Prefix + "service-account"
 	// AnnotationClassVersion is the version of the class that the Job was made from,
@@ -122,6 +122,14 @@ func ParseJobName(instance, name string) (poolID int, requestID int64, n int, ok
 		return 0, 0, 0, false
 	}
 	return poolID, requestID, n, true
+}
+
+// IsJobName reports whether a name is one that JobName gives, for whatever instance.
+func IsJobName(name string) bool {
+	_, rest, _ := strings.Cut(name, "-")
+	instance, _, _ := strings.Cut(rest, "-")
+	_, _, _, ok := ParseJobName(instance, name)
+	return ok && len(instance) == instanceLength
 }
 
 // placeholderPrefix begins the name of every placeholder agent. No agent that runs

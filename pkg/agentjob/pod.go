@@ -81,8 +81,8 @@ func (b *builder) overlay(pod *corev1.PodSpec) {
 	pod.RestartPolicy = corev1.RestartPolicyNever
 	pod.TerminationGracePeriodSeconds = new(int64(seconds(b.grace)))
 	pod.EnableServiceLinks = new(false)
-	pod.ServiceAccountName = b.name
-	pod.DeprecatedServiceAccount = b.name
+	pod.ServiceAccountName = cmp.Or(b.class.ServiceAccount, b.name)
+	pod.DeprecatedServiceAccount = pod.ServiceAccountName
 	b.securePod(pod)
 
 	agent := &pod.Containers[slices.IndexFunc(pod.Containers, isAgent)]

@@ -17,6 +17,13 @@ import (
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 )
 
+// HasOwnAccount reports whether the Job's build runs as a ServiceAccount made for it, which
+// has the Job's name. Otherwise it runs as somebody's standing one, which is never touched. The
+// pod's template tells, as nobody can change that once the Job is there.
+func HasOwnAccount(job *batchv1.Job) bool {
+	return job.Spec.Template.Spec.ServiceAccountName == job.Name
+}
+
 // ServiceAccount makes the account of one build from what its Job records. The
 // Job must have its UID: the account goes with the Job. It fails only where the
 // record has been tampered with.

@@ -65,8 +65,11 @@ type AgentClass struct {
 	MaxAgents    int // 0 is no limit beyond the pool's.
 	MinIdle      int // Agents kept waiting beyond need.
 	RoleBindings []RoleBinding
-	Registration Registration
-	GracePeriod  time.Duration
+	// ServiceAccount names an account with rights of its own that all builds of the class
+	// run as. Empty gives each build an account made for it, with RoleBindings.
+	ServiceAccount string
+	Registration   Registration
+	GracePeriod    time.Duration
 }
 
 // WarmRequest stands for the request of a Job that was made for none, to keep an

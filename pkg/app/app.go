@@ -211,6 +211,9 @@ func (a *App) connect(name string, pool agentpool.Pool, catalogue *catalogue, wa
 		return kube{}, err
 	}
 	k.accounts = newRecent(k.ServiceAccountTemplate, accountAge, time.Now)
+	k.standing = newRecent(func(ctx context.Context, account string) ([]cluster.Problem, error) {
+		return k.CheckStandingAccount(ctx, account, settings.TokenSecret)
+	}, accountAge, time.Now)
 	return k, nil
 }
 

@@ -149,7 +149,7 @@ func (w *world) wantNoWrites(t *testing.T) {
 		switch action := action.(type) {
 		case clienttesting.CreateActionImpl:
 			trial := slices.Equal(action.CreateOptions.DryRun, []string{metav1.DryRunAll})
-			review := strings.HasPrefix(action.Resource.Resource, "selfsubject") // Made, and kept nowhere.
+			review := strings.HasSuffix(action.Resource.Resource, "reviews") // Made, and kept nowhere.
 			if !review && !trial {
 				t.Errorf("it creates %s", action.Resource.Resource)
 			}

@@ -24,6 +24,7 @@ type kube struct {
 	settings  agentjob.Settings
 	catalogue *catalogue
 	accounts  *recent[agentjob.ServiceAccountTemplate] // By the name that classes give.
+	standing  *recent[[]cluster.Problem]               // What is not known of an account that builds run as, by its name.
 	service   service
 	versions  versions
 	watched   func() bool // Whether the classes are known.
@@ -53,6 +54,9 @@ func (k kube) Create(ctx context.Context, c plan.Creation) (agentpool.AgentJob, 
 			return agentpool.AgentJob{}, err
 		}
 	}
+	if _, err := k.checkAccount(ctx, class); err != nil {
+		return agentpool.AgentJob{}, err
+	}
 	settings, err := k.settingsFor(ctx, class)
 	if err != nil {
 		return agentpool.AgentJob{}, err
@@ -71,14 +75,23 @@ func (k kube) Create(ctx context.Context, c plan.Creation) (agentpool.AgentJob, 
 	return made, err
 }
 
-// settingsFor gives the settings for Jobs of a class: with what its ServiceAccount, if
-// it names one, passes on to the account of each build.
+// checkAccount looks whether builds of a class may run as the ServiceAccount that it names
+// for them, if any, and gives what could not be found out.
+func (k kube) checkAccount(ctx context.Context, class agentclass.Class) ([]cluster.Problem, error) {
+	if class.ServiceAccount == "" {
+		return nil, nil
+	}
+	return k.standing.get(ctx, class.ServiceAccount)
+}
+
+// settingsFor gives the settings for Jobs of a class: with what the ServiceAccount in its
+// template, if there is one, passes on to the account of each build.
 func (k kube) settingsFor(ctx context.Context, class agentclass.Class) (agentjob.Settings, error) {
 	settings := k.settings
-	if class.ServiceAccount == "" {
+	if class.AccountTemplate == "" {
 		return settings, nil
 	}
-	extra, err := k.accounts.get(ctx, class.ServiceAccount)
+	extra, err := k.accounts.get(ctx, class.AccountTemplate)
 	if err != nil {
 		return agentjob.Settings{}, err
 	}
@@ -183,21 +196,25 @@ func (k kube) installationProblems(ctx context.Context) []cluster.Problem {
 
 // classProblems tells what keeps one class from it.
 func (k kube) classProblems(ctx context.Context, class agentclass.Class) []cluster.Problem {
-	fatal := func(err error, remedy string, reason agentpool.Reason) []cluster.Problem {
-		return []cluster.Problem{{What: err.Error(), Where: "class " + class.Name, Remedy: remedy, Fatal: true, Reason: reason}}
-	}
-	settings, err := k.settingsFor(ctx, class)
-	if err != nil {
-		reason := agentpool.ReasonUnknown
+	fatal := func(err error, remedy string) []cluster.Problem {
+		reason := agentpool.ReasonInvalid
 		var reasoned agentpool.ReasonedError
 		if errors.As(err, &reasoned) {
 			reason = reasoned.Reason()
 		}
-		return fatal(err, "see to the ServiceAccount that the class names, or take serviceAccountName out of it", reason)
+		return []cluster.Problem{{What: err.Error(), Where: "class " + class.Name, Remedy: remedy, Fatal: true, Reason: reason}}
+	}
+	doubts, err := k.checkAccount(ctx, class)
+	if err != nil {
+		return fatal(err, "see to the ServiceAccount that the class's annotation service-account names, or leave that out")
+	}
+	settings, err := k.settingsFor(ctx, class)
+	if err != nil {
+		return fatal(err, "see to the ServiceAccount that the class names, or take serviceAccountName out of it")
 	}
 	sample, err := sampleJob(settings, class)
 	if err != nil {
-		return fatal(err, "correct the class", agentpool.ReasonInvalid)
+		return fatal(err, "correct the class")
 	}
-	return k.PreflightClass(ctx, sample)
+	return slices.Concat(doubts, k.PreflightClass(ctx, sample))
 }

@@ -134,8 +134,10 @@ func (c *Cluster) complete(ctx context.Context, job *batchv1.Job, register Regis
 			Remedy: "its agent was never registered: it has to be replaced",
 		}
 	}
-	if err := c.ensureServiceAccount(ctx, job); err != nil {
-		return 0, err
+	if agentjob.HasOwnAccount(job) {
+		if err := c.ensureServiceAccount(ctx, job); err != nil {
+			return 0, err
+		}
 	}
 	bindings, err := agentjob.RoleBindings(job)
 	if err != nil {

@@ -32,7 +32,7 @@ var update = flag.Bool("update", false, "write the tables of docs/rbac.md anew")
 const tokenManifest = "agent-token/rbac-agent-token.yaml"
 
 func defaultRights() (agents, target []cluster.Right) {
-	return append(cluster.AgentsRights("azp-token", "azp-ca"), cluster.JITRights()...),
+	return slices.Concat(cluster.AgentsRights("azp-token", "azp-ca"), cluster.JITRights(), cluster.StandingAccountRights()),
 		cluster.TargetRights("azp-target", []agentpool.RoleBinding{{Namespace: "azp-target", Kind: "ClusterRole", Name: "edit"}}, true)
 }
 
@@ -79,6 +79,9 @@ func TestManifestsAreTaken(t *testing.T) {
 		{"apply", "-k", filepath.Join(manifests, "base"), "--dry-run=server", "--validate=strict"},
 		{"apply", "-k", filepath.Join(manifests, "agent-token"), "--dry-run=server", "--validate=strict"},
 		{"apply", "-k", filepath.Join(manifests, "classes"), "--dry-run=server", "--validate=strict"},
+		{"apply", "-f", filepath.Join(manifests, "azure", "token", "identity", "namespace.yaml")},
+		{"apply", "-k", filepath.Join(manifests, "azure", "token"), "--dry-run=server", "--validate=strict"},
+		{"apply", "-k", filepath.Join(manifests, "azure", "account"), "--dry-run=server", "--validate=strict"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		defer cancel()

@@ -116,24 +116,35 @@ func (c *Cluster) ownNamespace(ctx context.Context, bindings []agentpool.RoleBin
 	if len(bindings) == 0 {
 		return "", nil
 	}
-	var review *authenticationv1.SelfSubjectReview
-	err := c.bounded(ctx, func(ctx context.Context) (err error) {
-		review, err = c.client.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
-		return err
-	})
+	user, err := c.signedInAs(ctx)
 	if err != nil {
 		return "", []Problem{{
 			What: fmt.Sprintf("whom the scaler has signed in as can't be read: %v", err), Where: "cluster", Remedy: "check that the API server is reachable",
 			Fatal: true, Reason: agentpool.ReasonAPIUnavailable,
 		}}
 	}
-	// As the API server names them: system:serviceaccount:NAMESPACE:NAME.
-	account, _ := strings.CutPrefix(review.Status.UserInfo.Username, "system:serviceaccount:")
-	namespace, _, isAccount := strings.Cut(account, ":")
+	account, isAccount := strings.CutPrefix(user, accountUsers)
 	if !isAccount {
 		return "", nil
 	}
+	namespace, _, _ := strings.Cut(account, ":")
 	return namespace, nil
+}
+
+// accountUsers begins the names by which the API server knows ServiceAccounts:
+// system:serviceaccount:NAMESPACE:NAME.
+const accountUsers = "system:serviceaccount:"
+
+// signedInAs asks the API server who the scaler is to it.
+func (c *Cluster) signedInAs(ctx context.Context) (user string, err error) {
+	err = c.bounded(ctx, func(ctx context.Context) error {
+		review, err := c.client.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+		if err == nil {
+			user = review.Status.UserInfo.Username
+		}
+		return err
+	})
+	return user, err
 }
 
 // namespacesOf gives the namespaces that rights lie in, each once, in order.

@@ -50,6 +50,13 @@ func TokenRights(tokenSecret string) []Right {
 	}
 }
 
+// StandingAccountRights are those needed in the agents' namespace besides, for classes whose
+// builds run as a ServiceAccount that is not made for them. Nothing fails without them: then it
+// goes unchecked what the account could read.
+func StandingAccountRights() []Right {
+	return []Right{{Group: "authorization.k8s.io", Resource: "localsubjectaccessreviews", Verbs: []string{"create"}, Why: "tells that the ServiceAccount that a class names for its builds could read the token; a question, which changes nothing; needed where a class names one"}}
+}
+
 // TargetRights are those needed in one target namespace to give builds the
 // bindings that lie in it. bind says that the roles are given by the verb bind;
 // otherwise the scaler's ServiceAccount holds them itself.

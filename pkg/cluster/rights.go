@@ -31,7 +31,7 @@ func (c *Cluster) EndRights(ctx context.Context, job agentpool.AgentJob) error {
 	if err != nil {
 		return err
 	}
-	if live.Annotations[agentjob.AnnotationRightsEnded] != "" {
+	if live.Annotations[agentjob.AnnotationRightsEnded] != "" || !givenRights(live) {
 		return nil
 	}
 	if err := c.endRightsOf(ctx, live); err != nil {
@@ -45,6 +45,12 @@ func (c *Cluster) EndRights(ctx context.Context, job agentpool.AgentJob) error {
 		return fail("annotate", kindJob, live.Namespace, live.Name, err)
 	}
 	return nil
+}
+
+// givenRights reports whether there is anything to take back when the build ends. A build
+// that runs as a standing account was given nothing.
+func givenRights(job *batchv1.Job) bool {
+	return agentjob.HasOwnAccount(job) || job.Annotations[agentjob.AnnotationRoleBindings] != ""
 }
 
 // cachedJob gives the Job from the cache, or live where the cache does not have
@@ -75,7 +81,9 @@ func (c *Cluster) endRightsOf(ctx context.Context, job *batchv1.Job) error {
 	for _, binding := range bindings {
 		wrong = append(wrong, c.endRoleBinding(ctx, binding.Namespace, binding.Name, job.UID))
 	}
-	wrong = append(wrong, c.endServiceAccount(ctx, job.Namespace, job.Name, job.UID))
+	if agentjob.HasOwnAccount(job) {
+		wrong = append(wrong, c.endServiceAccount(ctx, job.Namespace, job.Name, job.UID))
+	}
 	return errors.Join(wrong...)
 }
 
