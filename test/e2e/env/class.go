@@ -34,8 +34,10 @@ type Class struct {
 	Priority  int
 	MaxAgents int
 	MinIdle   int
-	// Annotations are added as they are; their names are without the prefix.
+	// Annotations are added as they are, and take the place of what the class has of its
+	// own; their names are without the prefix.
 	Annotations map[string]string
+	PodLabels   map[string]string
 	// Broken says that the class is wrong on purpose, so that nobody waits for it.
 	Broken bool
 }
@@ -87,6 +89,7 @@ func (c Class) cronJob(in *Installation) *batchv1.CronJob {
 		ObjectMeta: metav1.ObjectMeta{Name: c.Name, Labels: map[string]string{annotationPrefix + "agent-class": ""}, Annotations: annotations},
 		Spec:       batchv1.CronJobSpec{Schedule: "0 0 1 1 *", Suspend: &suspended},
 	}
+	made.Spec.JobTemplate.Spec.Template.Labels = c.PodLabels
 	pod := &made.Spec.JobTemplate.Spec.Template.Spec
 	pod.RestartPolicy = corev1.RestartPolicyNever
 	pod.Containers = []corev1.Container{agent}

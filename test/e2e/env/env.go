@@ -65,6 +65,9 @@ type Env struct {
 	// Warm is how many agents each installation keeps waiting at most in this run,
 	// for the auditor.
 	Warm int
+	// StandingAccounts are ServiceAccounts that builds run as and that are not made for
+	// them, as namespace/name, by class, for the auditor.
+	StandingAccounts map[string]string
 	// Admin has every right in the cluster; the scaler has not.
 	Admin           kubernetes.Interface
 	AdminKubeconfig string
@@ -190,6 +193,13 @@ func (e *Env) startService(dir string, options Options) error {
 		return fmt.Errorf("the service's certificate authority: %w", err)
 	}
 	return nil
+}
+
+// SignIn gives a client that has nothing but a token.
+func (e *Env) SignIn(token string) (kubernetes.Interface, error) {
+	config := rest.AnonymousClientConfig(e.config)
+	config.BearerToken = token
+	return kubernetes.NewForConfig(config)
 }
 
 // Node is the kind of node that pods run on.

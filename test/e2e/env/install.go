@@ -69,6 +69,12 @@ func (in *Installation) makeNamespaces(ctx context.Context, manifests string) er
 	return nil
 }
 
+// ApplyDelivered applies a manifest, by its path under deploy/kustomize, in a namespace, as
+// an administrator.
+func (in *Installation) ApplyDelivered(ctx context.Context, path, namespace string) error {
+	return in.apply(ctx, filepath.Join(in.env.built.root, "deploy", "kustomize", filepath.FromSlash(path)), "--namespace", namespace)
+}
+
 // apply applies a delivered manifest as administrator, with the installation's own
 // namespace of the scaler in it.
 func (in *Installation) apply(ctx context.Context, path string, arguments ...string) error {

@@ -209,7 +209,9 @@ func (e *Env) judge(ctx context.Context, cleanedUp bool) (audit.Report, error) {
 	if in.Kube, err = readLog(e.KubeAuditLog, audit.ReadKubeLog); err != nil {
 		return audit.Report{}, fmt.Errorf("audit: %w", err)
 	}
-	rules := audit.Rules{Placeholders: placeholderPrefix, CleanedUp: cleanedUp, Warm: e.Warm, Administrators: []string{administrator}}
+	rules := audit.Rules{
+		Placeholders: placeholderPrefix, CleanedUp: cleanedUp, Warm: e.Warm, Administrators: []string{administrator}, StandingAccounts: e.StandingAccounts,
+	}
 	var outages []audit.Interval
 	for _, installation := range e.installations {
 		rules.ScalerUsers = append(rules.ScalerUsers, installation.user())
