@@ -5,9 +5,12 @@ import (
 	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"log/slog"
 	"math/big"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -153,6 +156,23 @@ func TestSecretRefusesOtherKeys(t *testing.T) {
 		if _, err := agentjob.Secret(settings(), job, given); err == nil || !strings.Contains(err.Error(), "2048 bits") {
 			t.Errorf("%s: want an error that says which, got %v", name, err)
 		}
+	}
+}
+
+// panics has this test's program end in a panic, for the test that starts it.
+var panics = flag.Bool("panic", false, "panic with an agent's credentials")
+
+func TestCredentialsPanicWithoutTheirKey(t *testing.T) {
+	if *panics {
+		panic(credentials(t, 2048))
+	}
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), program, "-test.run", "^"+t.Name()+"$", "-panic").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "panic: ") || !strings.Contains(string(out), "[redacted]") {
+		t.Errorf("the panic does not say whose credentials they are: %v\n%s", err, out)
 	}
 }
 

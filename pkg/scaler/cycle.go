@@ -173,6 +173,7 @@ func (s *Scaler) readAgents(ctx context.Context, jobs []agentpool.AgentJob, clas
 		return
 	}
 	s.memory.learn(agents, s.config.ours)
+	s.memory.stillRegistered(jobs, agents)
 	s.memory.miss(jobs, agents, s.config.SweepGrace, s.now())
 	s.sweepRegistrations(ctx, agents, jobs)
 	s.keepPlaceholders(ctx, agents, wanted, classes)

@@ -3,6 +3,7 @@ package scaler_test
 import (
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -51,6 +52,31 @@ func TestRegistrationsOfTheScalerGoWithTheirBuilds(t *testing.T) {
 		b.end(1)
 		after(3 * time.Second)
 		if n := b.registered(); n != 0 {
+			t.Errorf("%d registrations outlive their builds", n)
+		}
+	})
+}
+
+// TestRegistrationsThatAnEarlierLifeLeftGoAtOnce: the build ended while there was no scaler,
+// which had not disabled its agent either. Its key must not be good for another build, even if
+// somebody has carried it off and keeps the agent online.
+func TestRegistrationsThatAnEarlierLifeLeftGoAtOnce(t *testing.T) {
+	m := newJITModel(1)
+	synctest.Test(t, func(t *testing.T) {
+		first := begin(t, m, nil)
+		m.start(jobName(1, 0))
+		first.stop()
+		m.claim(1, jobName(1, 0))
+		m.end(1)
+		m.with(func() {
+			agent := m.agents[jobName(1, 0)]
+			agent.Online = true
+			m.agents[agent.Name] = agent
+		})
+		second := begin(t, m, nil)
+		defer second.stop()
+		after(3 * time.Second)
+		if n := second.registered(); n != 0 {
 			t.Errorf("%d registrations outlive their builds", n)
 		}
 	})

@@ -88,7 +88,7 @@ func newMemory() *memory {
 }
 
 // seed takes what is there at the start as counted already. Registrations of Jobs that have
-// ended were taken back by an earlier life, or are left to the sweep.
+// ended were taken back by an earlier life, unless the list of agents shows otherwise.
 func (m *memory) seed(jobs []agentpool.AgentJob) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -239,6 +239,22 @@ func (m *memory) spare(uids []string, now time.Time) {
 		}
 	}
 	m.spareSince = since
+}
+
+// stillRegistered has the agents of Jobs that have ended taken out of the pool which are in its
+// list all the same. A list that is older than that costs one call in vain.
+func (m *memory) stillRegistered(jobs []agentpool.AgentJob, agents []agentpool.Agent) {
+	listed := make(map[string]bool, len(agents))
+	for _, agent := range agents {
+		listed[agent.Name] = true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, job := range jobs {
+		if listed[job.Name] {
+			delete(m.deregistered, job.UID)
+		}
+	}
 }
 
 func (m *memory) isDeregistered(uid string) bool {
