@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops/azuredevopstest"
 	"github.com/azp-scaler/azp-scaler/test/cluster"
@@ -110,9 +113,79 @@ func buildImage(ctx context.Context, target, entrypoint, tarball string, program
 	})
 }
 
-// goBuild builds commands as they are delivered: static, without paths.
+// goBuild builds commands as they are delivered: static, without paths. It does so in a
+// directory of the user's cache and copies them from there: go leaves what is up to date as
+// it is, and linking is most of the work, which every system of a test run needs anew.
 func goBuild(ctx context.Context, root, bin string, packages ...string) error {
-	arguments := append([]string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", bin + string(filepath.Separator)}, packages...)
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return fmt.Errorf("cache of programs: %w: set HOME or XDG_CACHE_HOME", err)
+	}
+	shared := filepath.Join(cache, "azp-scaler", "env")
+	if err := os.MkdirAll(shared, 0o755); err != nil {
+		return fmt.Errorf("cache of programs: %w", err)
+	}
+	unlock, err := lock(ctx, filepath.Join(shared, "lock"))
+	if err != nil {
+		return fmt.Errorf("cache of programs: %w", err)
+	}
+	defer unlock()
+	if err := goBuildIn(ctx, root, shared, packages); err != nil {
+		return err
+	}
+	for _, name := range packages {
+		if err := copyProgram(filepath.Join(shared, filepath.Base(name)), filepath.Join(bin, filepath.Base(name))); err != nil {
+			return fmt.Errorf("copy a program out of the cache: %w", err)
+		}
+	}
+	return nil
+}
+
+// lockEvery is how often a lock that somebody else has is asked for.
+const lockEvery = 50 * time.Millisecond
+
+// lock keeps other processes, and others in this one, from building at the same place.
+func lock(ctx context.Context, path string) (unlock func(), err error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { _ = file.Close() }, nil // Closing unlocks.
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), file.Close())
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", path, ctx.Err()), file.Close())
+		case <-time.After(lockEvery):
+		}
+	}
+}
+
+// copyProgram copies an executable file to where there is none.
+func copyProgram(from, to string) (err error) {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }()
+	if err := os.Remove(to); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
+
+func goBuildIn(ctx context.Context, root, dir string, packages []string) error {
+	arguments := append([]string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", dir + string(filepath.Separator)}, packages...)
 	command := exec.CommandContext(ctx, "go", arguments...)
 	command.Dir = root
 	command.Env = append(os.Environ(), "CGO_ENABLED=0")
