@@ -18,12 +18,20 @@ import (
 // some minutes, and would show no more of the scaler. For the same reason the Job
 // controller may be faster than it is by default. Polls and idle limit are those of
 // users.
+//
+// It takes all of the machine, so nothing else runs beside it.
 func TestManyAtOnce(t *testing.T) {
+	for _, way := range waysOf(t, []string{fromPods}) {
+		t.Run(way, func(t *testing.T) { manyAtOnce(t, way) })
+	}
+}
+
+func manyAtOnce(t *testing.T, way string) {
 	const (
 		builds = 250
 		limit  = 4 * time.Minute
 	)
-	s := newStage(t, env.Options{Seed: seedOf(t), Node: cluster.Simulated, ControllerManagerQPS: 200, Scaler: map[string]string{
+	s := newStage(t, env.Options{Seed: seedOf(t), Registration: way, Node: cluster.Simulated, ControllerManagerQPS: 200, Scaler: map[string]string{
 		"AZP_MAX_AGENTS": "50", "AZP_POLL_BUSY": "2s", "AZP_POLL_IDLE": "10s", "AZP_IDLE_LIMIT": "60s",
 	}})
 	workload := make([]env.Build, builds)

@@ -14,10 +14,12 @@ import (
 // TestCancelledNeed cancels builds whose Jobs are there already: some before a
 // container of theirs has started, the rest when agents are coming online. What
 // was made for them ends by itself, and the auditor finds each explained.
-func TestCancelledNeed(t *testing.T) {
+func TestCancelledNeed(t *testing.T) { registered(t, bothWays(), cancelledNeed) }
+
+func cancelledNeed(t *testing.T, way string) {
 	const builds, kept = 8, 2
 	seed := seedOf(t)
-	e := startEnv(t, env.Options{Seed: seed})
+	e := startEnv(t, env.Options{Seed: seed, Registration: way})
 	ctx := t.Context()
 	if err := e.StartScaler(ctx); err != nil {
 		t.Fatal(err)

@@ -15,8 +15,10 @@ const keptWaiting = 2
 
 // TestCapacity plays what is there before builds are, what is there in vain, and
 // what somebody else has there.
-func TestCapacity(t *testing.T) {
-	s := newStage(t, env.Options{Seed: seedOf(t), Classes: overlapping(), Scaler: quick(nil)})
+func TestCapacity(t *testing.T) { registered(t, []string{fromPods}, capacity) }
+
+func capacity(t *testing.T, way string) {
+	s := newStage(t, env.Options{Seed: seedOf(t), Registration: way, Classes: overlapping(), Scaler: quick(nil)})
 	s.Warm = keptWaiting
 	s.scenario(t, "agents are kept waiting", s.keptWarm)
 	s.scenario(t, "a class claims what its image lacks", s.claimsTooMuch)

@@ -34,8 +34,10 @@ func quick(more map[string]string) map[string]string {
 
 // TestClasses plays what the service and people do to a pool with several classes
 // of agent.
-func TestClasses(t *testing.T) {
-	s := newStage(t, env.Options{Seed: seedOf(t), Classes: overlapping(), Scaler: quick(nil)})
+func TestClasses(t *testing.T) { registered(t, []string{byScaler}, classesOfAgent) }
+
+func classesOfAgent(t *testing.T, way string) {
+	s := newStage(t, env.Options{Seed: seedOf(t), Registration: way, Classes: overlapping(), Scaler: quick(nil)})
 	s.scenario(t, "each build gets the least class that serves it", s.overlap)
 	s.scenario(t, "the service swaps requests between agents", s.swap)
 	s.scenario(t, "a rare agent takes a common build", s.rareTakesCommon)

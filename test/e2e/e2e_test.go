@@ -70,19 +70,12 @@ func startEnv(t *testing.T, options env.Options) *env.Env {
 
 // TestMainJob is the promise itself: builds of every kind, each with exactly one
 // agent, and nothing of them left.
-func TestMainJob(t *testing.T) { mainJob(t, nil) }
+func TestMainJob(t *testing.T) { registered(t, bothWays(), mainJob) }
 
-// TestMainJobWithoutATokenInAnyPod is the same where the scaler registers the agents, and
-// the pool's credential is not in the agents' namespace at all.
-func TestMainJobWithoutATokenInAnyPod(t *testing.T) {
-	mainJob(t, map[string]string{"AZP_REGISTRATION": "jit", "AZP_AGENT_TOKEN_SECRET": "none-of-this-name"})
-}
-
-func mainJob(t *testing.T, scaler map[string]string) {
-	t.Helper()
+func mainJob(t *testing.T, way string) {
 	builds := 20
 	seed := seedOf(t)
-	e := startEnv(t, env.Options{Seed: seed, Scaler: scaler})
+	e := startEnv(t, env.Options{Seed: seed, Registration: way})
 	ctx := t.Context()
 	if err := e.StartScaler(ctx); err != nil {
 		t.Fatal(err)

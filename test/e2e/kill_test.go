@@ -5,193 +5,212 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
+	"github.com/azp-scaler/azp-scaler/pkg/azuredevops/azuredevopstest"
 	"github.com/azp-scaler/azp-scaler/test/e2e/env"
 	"github.com/azp-scaler/azp-scaler/test/e2e/interpose"
 )
 
-// point is a place in the scaler's work at which it is killed.
-type point struct {
-	write  int // Counted from when the trap was set.
-	moment interpose.Moment
-}
-
-func (p point) String() string { return fmt.Sprintf("%s write %d", p.moment, p.write) }
-
-// trap ends the scaler at a point. The proxy's goroutine waits in it until the
-// process is dead, so nothing that the scaler does later can slip through.
-type trap struct {
-	mu     sync.Mutex
-	armed  *point
-	index  map[int]int // Of a write among those since the trap was set.
-	writes []string
-	sprung chan string
-	dead   chan struct{}
-}
-
-func newTrap() *trap {
-	return &trap{index: map[int]int{}, sprung: make(chan string), dead: make(chan struct{})}
-}
-
-// set arms the trap and forgets the writes before.
-func (t *trap) set(at *point) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.armed, t.index, t.writes = at, map[int]int{}, nil
-}
-
-// seen gives the writes since the trap was set.
-func (t *trap) seen() []string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return append([]string(nil), t.writes...)
-}
-
-func (t *trap) cut(w interpose.Write, moment interpose.Moment) bool {
-	t.mu.Lock()
-	if moment == interpose.Before {
-		t.index[w.N] = len(t.writes)
-		t.writes = append(t.writes, w.Method+" "+resourceOf(w.Path))
-	}
-	n, known := t.index[w.N]
-	hit := known && t.armed != nil && t.armed.moment == moment && t.armed.write == n
-	if hit {
-		t.armed = nil
-	}
-	t.mu.Unlock()
-	if !hit {
-		return false
-	}
-	t.sprung <- moment.String() + " " + w.String()
-	<-t.dead
-	return true
-}
-
-// resourceOf gives the kind of object that a path of the API leads to.
-func resourceOf(path string) string {
-	parts := strings.Split(strings.Trim(path, "/"), "/")
-	for i, part := range parts {
-		if part == "namespaces" && i+2 < len(parts) {
-			return parts[i+2]
-		}
-	}
-	return path
-}
-
-// TestScalerKilled kills the scaler at every write that it makes for a build,
-// both before the write is sent and after it is committed, and then at seeded
-// points of a burst, and has it started again each time.
+// TestScalerKilled kills the scaler at every write that it makes for a build, to the API
+// server and, where no pod signs in there with the same token, to the service: before the
+// write is done in one system, and after it, with the answer on its way, in another. In a
+// third one it does so at seeded points of a burst. The scaler is started again each time.
 func TestScalerKilled(t *testing.T) {
-	if testing.Short() {
-		t.Skip("needs a cluster")
+	registered(t, bothWays(), func(t *testing.T, way string) {
+		for part, play := range map[string]func(t *testing.T, k *killing){
+			"before each write": func(t *testing.T, k *killing) { k.atEach(t, interpose.Before) },
+			"after each write":  func(t *testing.T, k *killing) { k.atEach(t, interpose.After) },
+			"in a burst": func(t *testing.T, k *killing) {
+				k.inBurst(t)
+				if way == byScaler {
+					k.loseAnswers(t)
+				}
+			},
+		} {
+			t.Run(part, func(t *testing.T) {
+				t.Parallel()
+				k := newKilling(t, way)
+				play(t, k)
+				clean(t.Context(), t, k.Env)
+			})
+		}
+	})
+}
+
+// killing is a system whose scaler is killed.
+type killing struct {
+	*env.Env
+	trap *trap
+	way  string
+	seed uint64
+}
+
+// writes are those of the scaler for one build, in the order in which it makes them: to the
+// API server, and to the service. Where pods sign in there with its token, the latter are
+// left out, as nothing tells who makes them.
+func (k *killing) writes() (cluster, service []string) {
+	made := []string{"POST jobs", "POST serviceaccounts", "POST rolebindings"}
+	ended := []string{"PATCH jobs", "DELETE rolebindings", "DELETE serviceaccounts", "PATCH jobs"}
+	if k.way == fromPods {
+		return slices.Concat(made, ended), nil
 	}
-	const total = 20
+	return slices.Concat(made, []string{"POST secrets"}, ended), []string{opRegister, opChange, opChange, opRemove}
+}
+
+// newKilling sets the system up and has it run a build that nobody disturbs, which shows
+// that the writes are those that this test is about.
+func newKilling(t *testing.T, way string) *killing {
+	t.Helper()
 	seed := seedOf(t)
 	snare := newTrap()
-	e := startEnv(t, env.Options{Seed: seed, Interpose: snare.cut})
-	ctx := t.Context()
-	if err := e.StartScaler(ctx); err != nil {
+	k := &killing{Env: startEnv(t, env.Options{Seed: seed, Registration: way, Interpose: snare.cut, Scaler: quick(nil)}), trap: snare, way: way, seed: seed}
+	if err := k.StartScaler(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-
-	// A build that nobody disturbs tells which writes there are.
 	snare.set(nil)
-	buildAlone(ctx, t, e, "undisturbed")
-	writes := snare.seen()
-	if len(writes) < 4 {
-		t.Fatalf("one build took only these writes, so this test sees nothing: %v", writes)
-	}
-	t.Logf("one build takes %d writes: %s", len(writes), strings.Join(writes, ", "))
+	before := k.serviceWrites(t)
+	k.build(t, "undisturbed", stepDisabled)
+	cluster, service := k.writes()
+	expect(t, snare.seen(), cluster)
+	expect(t, k.serviceWrites(t)[len(before):], service)
+	return k
+}
 
-	killed := 0
-	for write := range writes {
-		for _, moment := range []interpose.Moment{interpose.Before, interpose.After} {
-			at := point{write: write, moment: moment}
-			snare.set(&at)
-			queueAndKill(ctx, t, e, snare, at)
-			killed++
+// expect says that a build took the writes that it was to, and none of another kind but the
+// deletion of a Job that the scaler finds withdrawn, where it hears late of its end.
+func expect(t *testing.T, got, want []string) {
+	t.Helper()
+	for _, write := range want {
+		if count(got, write) < count(want, write) {
+			t.Fatalf("the build took %v, of which this test expects %v: it would see nothing", got, want)
 		}
 	}
+	for _, write := range got {
+		if !slices.Contains(want, write) && write != "DELETE jobs" {
+			t.Fatalf("the build took %v, and this test knows nothing of %s", got, write)
+		}
+	}
+}
 
-	random := rand.New(rand.NewPCG(seed, 1))
-	burst := env.Workload(seed, 12)
+// atEach kills the scaler at every write of a build.
+func (k *killing) atEach(t *testing.T, moment interpose.Moment) {
+	t.Helper()
+	for _, at := range k.points(moment) {
+		k.killAt(t, at)
+	}
+}
+
+// points are all writes of a build.
+func (k *killing) points(moment interpose.Moment) []point {
+	var points []point
+	cluster, service := k.writes()
+	for i, write := range cluster {
+		points = append(points, k.atWrite(write, count(cluster[:i], write), moment))
+	}
+	for i, operation := range service {
+		points = append(points, k.atCall(operation, count(service[:i], operation), moment))
+	}
+	return points
+}
+
+// killAt queues one build, kills the scaler at the point, and waits until all is done.
+func (k *killing) killAt(t *testing.T, at point) {
+	t.Helper()
+	for range 3 {
+		at.set(t)
+		k.queue(t, at.name, at.step)
+		sprung := k.spring(t, at, 45*time.Second)
+		if err := k.WaitAtRest(t.Context(), 2*time.Minute); err != nil {
+			t.Fatalf("%s: %v", at.name, err)
+		}
+		if sprung {
+			return
+		}
+		// On a busy machine the scaler may hear of an agent's end so late that it first
+		// finds the agent gone from the pool, and deletes its Job for that.
+	}
+	t.Fatalf("%s: the scaler never came there", at.name)
+}
+
+// inBurst kills the scaler at points that the seed chooses while it makes agents for many
+// builds.
+func (k *killing) inBurst(t *testing.T) {
+	const least, most = 2, 6
+	random := rand.New(rand.NewPCG(k.seed, 1))
+	killed := 0
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	done := make(chan error, 1)
+	workload := env.Workload(random.Uint64(), 12)
 	go func() {
-		_, err := e.Queue(ctx, burst)
+		_, err := k.Queue(ctx, workload)
 		done <- err
 	}()
-	for killed < max(total, 2*len(writes)+4) {
-		at := point{write: random.IntN(6), moment: interpose.Moment(random.IntN(2))}
-		snare.set(&at)
-		if !spring(ctx, t, e, snare, 20*time.Second) {
-			// The burst is over before this point: what has been hit is what counts.
-			break
+	for over := false; killed < most && !over; {
+		points := k.points(interpose.Moment(random.IntN(2)))
+		at := points[random.IntN(len(points))]
+		at.set(t)
+		if k.spring(t, at, 5*time.Second) {
+			killed++
+			continue
 		}
-		killed++
+		over = !k.unfinished() // Otherwise there is no such write at the time.
 	}
-	snare.set(nil)
+	k.trap.set(nil)
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("killed %d times", killed)
-	if killed < total {
-		t.Errorf("killed only %d times, want at least %d", killed, total)
+	if killed < least {
+		t.Errorf("the burst was over when the scaler had come to %d of the points, want at least %d", killed, least)
 	}
-	clean(ctx, t, e)
-}
-
-// queueAndKill queues one build, kills the scaler at the point, and waits until
-// all is done.
-func queueAndKill(ctx context.Context, t *testing.T, e *env.Env, snare *trap, at point) {
-	t.Helper()
-	if _, err := e.Queue(ctx, []env.Build{{Name: strings.ReplaceAll(at.String(), " ", "-"), Kind: env.KindPlain, Steps: []string{"true"}, Want: "succeeded"}}); err != nil {
+	t.Logf("killed %d times", killed)
+	if err := k.WaitAtRest(t.Context(), 4*time.Minute); err != nil {
 		t.Fatal(err)
 	}
-	if !spring(ctx, t, e, snare, 90*time.Second) {
-		t.Fatalf("%s: the scaler never came there", at)
-	}
-	if err := e.WaitAtRest(ctx, 2*time.Minute); err != nil {
-		t.Fatalf("%s: %v", at, err)
-	}
 }
 
-// spring waits for the trap, kills the scaler in it and starts it again.
-func spring(ctx context.Context, t *testing.T, e *env.Env, snare *trap, limit time.Duration) bool {
+// unfinished tells whether there are builds that have not ended.
+func (k *killing) unfinished() bool {
+	return slices.ContainsFunc(k.Service.Builds(k.Service.PoolID), func(b azuredevopstest.BuildStatus) bool { return b.Result == "" })
+}
+
+// spring waits until the scaler has come to the point, kills it there and starts it again.
+func (k *killing) spring(t *testing.T, at point, limit time.Duration) bool {
 	t.Helper()
-	select {
-	case where := <-snare.sprung:
-		t.Logf("kill %s", where)
-	case <-time.After(limit):
-		snare.set(nil)
-		select {
-		case <-snare.sprung: // It came at the last moment.
-		default:
-			return false
-		}
+	if !at.reached(t, limit) {
+		return false
 	}
-	err := e.Scaler.Kill()
-	snare.dead <- struct{}{}
+	t.Logf("kill %s", at.name)
+	err := k.Scaler.Kill()
+	at.release()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := e.StartScaler(ctx); err != nil {
+	if err := k.StartScaler(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return true
 }
 
-// buildAlone runs one build and waits until nothing of it is left.
-func buildAlone(ctx context.Context, t *testing.T, e *env.Env, name string) {
+// queue queues a build.
+func (k *killing) queue(t *testing.T, name, step string) {
 	t.Helper()
-	if _, err := e.Queue(ctx, []env.Build{{Name: name, Kind: env.KindPlain, Steps: []string{"true"}, Want: "succeeded"}}); err != nil {
+	build := env.Build{Name: strings.ReplaceAll(name, " ", "-"), Kind: env.KindPlain, Steps: []string{step}, Want: "succeeded"}
+	if _, err := k.Queue(t.Context(), []env.Build{build}); err != nil {
 		t.Fatal(err)
 	}
-	if err := e.WaitAtRest(ctx, 2*time.Minute); err != nil {
-		t.Fatal(err)
+}
+
+// build runs one build and waits until nothing of it is left.
+func (k *killing) build(t *testing.T, name, step string) {
+	t.Helper()
+	k.queue(t, name, step)
+	if err := k.WaitAtRest(t.Context(), 2*time.Minute); err != nil {
+		t.Fatal(fmt.Errorf("%s: %w", name, err))
 	}
 }
 

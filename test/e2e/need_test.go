@@ -3,11 +3,13 @@ package e2e_test
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/azp-scaler/azp-scaler/test/e2e/env"
@@ -15,8 +17,10 @@ import (
 
 // TestNeed plays how the need for agents comes and goes: builds that are cancelled
 // or run by somebody else, limits, and what people are told meanwhile.
-func TestNeed(t *testing.T) {
-	s := newStage(t, env.Options{Seed: seedOf(t), Classes: overlapping(), Scaler: quick(nil)})
+func TestNeed(t *testing.T) { registered(t, []string{byScaler}, need) }
+
+func need(t *testing.T, way string) {
+	s := newStage(t, env.Options{Seed: seedOf(t), Registration: way, Classes: overlapping(), Scaler: quick(nil)})
 	s.scenario(t, "cancelled before its agent starts", s.cancelledEarly)
 	s.scenario(t, "cancelled while its pod starts", s.cancelledStarting)
 	s.scenario(t, "cancelled while it runs", s.cancelledRunning)
@@ -117,19 +121,25 @@ func (s *stage) cancelledStarting(t *testing.T) {
 		if err != nil {
 			return err.Error(), false
 		}
-		for _, pod := range pods.Items {
-			for _, container := range pod.Status.InitContainerStatuses {
-				if container.State.Running != nil {
-					return "", true
-				}
-			}
-		}
-		return fmt.Sprintf("%d pods", len(pods.Items)), false
+		return fmt.Sprintf("%d pods", len(pods.Items)), slices.ContainsFunc(pods.Items, starting)
 	})
 	if err := s.Service.Cancel(build.RequestID); err != nil {
 		t.Fatal(err)
 	}
 	s.gone(t, build)
+}
+
+// starting tells whether a node is at work on a pod: an init container runs, or where it has
+// none, which is so if the scaler registers the agent, its sandbox is there.
+func starting(pod corev1.Pod) bool {
+	for _, container := range pod.Status.InitContainerStatuses {
+		if container.State.Running != nil {
+			return true
+		}
+	}
+	return len(pod.Spec.InitContainers) == 0 && slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReadyToStartContainers && c.Status == corev1.ConditionTrue
+	})
 }
 
 func (s *stage) cancelledRunning(t *testing.T) {

@@ -21,9 +21,12 @@ import (
 // TestTroubleIsShownAndPasses brings an installation into the troubles that
 // people meet, sees that each is told with its reason, and that the build runs
 // once the trouble is over.
-func TestTroubleIsShownAndPasses(t *testing.T) {
-	// The agent is downloaded here: the other tests have it in the image.
-	e := startEnv(t, env.Options{Seed: seedOf(t), Download: true, Scaler: map[string]string{"AZP_STARTUP_LIMIT": "15s"}})
+func TestTroubleIsShownAndPasses(t *testing.T) { registered(t, bothWays(), trouble) }
+
+func trouble(t *testing.T, way string) {
+	// Where pods register agents they download the program here, too: the other tests have
+	// it in the image.
+	e := startEnv(t, env.Options{Seed: seedOf(t), Registration: way, Download: way == fromPods, Scaler: map[string]string{"AZP_STARTUP_LIMIT": "15s"}})
 	ctx := t.Context()
 	build := func(name string) []env.Build {
 		return []env.Build{{Name: name, Kind: env.KindPlain, Steps: []string{"true"}, Want: "succeeded"}}
