@@ -36,7 +36,11 @@ E2E      = $$($(PACKAGES) | awk -v cluster='$(CLUSTER)' '$$0 ~ cluster {print $$
 TEST_FORMAT  ?= pkgname
 TEST_FLAGS   ?=
 UNIT_TIMEOUT ?= 15m
+# How many tests of a package run side by side: those of the entrypoint wait most of the time.
+UNIT_PARALLEL ?= 4
 E2E_TIMEOUT  ?= 45m
+# How many of the systems that the end-to-end tests set up run side by side: they wait most of the time.
+E2E_PARALLEL ?= 3
 
 ##@ Main
 .PHONY: help
@@ -55,7 +59,7 @@ test: test-unit test-e2e ## Run every test: unit and integration, then end to en
 .PHONY: test-unit
 test-unit: $(GOTESTSUM) need-cc ## Run the tests that need no cluster, with the race detector.
 	@packages="$(UNIT)"; \
-	CGO_ENABLED=1 $(GOTESTSUM) --format $(TEST_FORMAT) -- -race -timeout $(UNIT_TIMEOUT) $(TEST_FLAGS) $$packages
+	CGO_ENABLED=1 $(GOTESTSUM) --format $(TEST_FORMAT) -- -race -parallel $(UNIT_PARALLEL) -timeout $(UNIT_TIMEOUT) $(TEST_FLAGS) $$packages
 
 # One package at a time, as each starts a cluster of its own, and never from go's cache of results, as what the tests
 # see of the machine is more than the files that go knows of.
@@ -63,14 +67,17 @@ test-unit: $(GOTESTSUM) need-cc ## Run the tests that need no cluster, with the 
 test-e2e: $(GOTESTSUM) need-cc ## Run the tests on the cluster: a real node as root, simulated pods otherwise.
 	@packages="$(E2E)"; \
 	if [ -z "$$packages" ]; then echo "no package uses the test cluster" >&2; exit 1; fi; \
-	CGO_ENABLED=1 $(GOTESTSUM) --format $(TEST_FORMAT) -- -race -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(TEST_FLAGS) $$packages
+	CGO_ENABLED=1 $(GOTESTSUM) --format $(TEST_FORMAT) -- -race -count=1 -p 1 -parallel $(E2E_PARALLEL) -timeout $(E2E_TIMEOUT) $(TEST_FLAGS) $$packages
 
-# What grows with the time it is given. make test runs the same with fewer cases.
+# What grows with the time it is given. make test runs the same with fewer cases, and most of the end-to-end tests
+# with agents that are registered in one of the two ways.
 .PHONY: nightly
-nightly: need-cc ## Run the property tests at length, and see that a plan's time does not grow (PLAN_CHECKS=100000 LOOP_SEEDS=5000).
+nightly: need-cc ## Run the property tests at length (PLAN_CHECKS=100000 LOOP_SEEDS=5000), and end to end with either registration.
 	@$(GO) test -run '^$$' -bench Growth -benchtime 3x ./pkg/plan
 	@PLAN_CHECKS=$${PLAN_CHECKS:-100000} LOOP_SEEDS=$${LOOP_SEEDS:-5000} CGO_ENABLED=1 \
 	  $(GO) test -race -count=1 -timeout 6h $(TEST_FLAGS) ./pkg/plan ./pkg/scaler
+	@E2E_REGISTRATION=both CGO_ENABLED=1 \
+	  $(GO) test -race -count=1 -parallel $(E2E_PARALLEL) -timeout 2h $(TEST_FLAGS) ./test/e2e
 
 ##@ Code
 .PHONY: build
