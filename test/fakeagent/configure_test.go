@@ -282,25 +282,6 @@ func TestReplaceTriesForEver(t *testing.T) {
 	p.wait()
 }
 
-func TestOwnAuthorityByFlag(t *testing.T) {
-	t.Parallel()
-	s := newService(t, azuredevopstest.Options{})
-	a := newAgent(t, s)
-	a.env = append(a.env, "SSL_CERT_FILE=/dev/null")
-	if code := a.startConfigure("--sslcacert", s.caFile).wait(); code != 0 {
-		t.Fatalf("configure ended with %d", code)
-	}
-	if got := readJSON(t, a, ".certificates")["CACert"]; got != s.caFile {
-		t.Errorf(".certificates names %v", got)
-	}
-	p := a.listen()
-	id := s.queue(t, azuredevopstest.Build{Steps: []string{"true"}})
-	if status := s.wait(t, id); status.Result != "succeeded" {
-		t.Errorf("the build ended as %+v", status)
-	}
-	p.wait()
-}
-
 func TestRemove(t *testing.T) {
 	t.Parallel()
 	s := newService(t, azuredevopstest.Options{})

@@ -81,7 +81,7 @@ func newService(t *testing.T, options azuredevopstest.Options) *service {
 		t.Fatal(err)
 	}
 	t.Cleanup(server.Close)
-	endpoint, err := server.StartTLS("127.0.0.1:0")
+	endpoint, err := server.StartTLS("127.0.0.1:0", hiddenName)
 	if err != nil {
 		t.Fatal(err)
 	}

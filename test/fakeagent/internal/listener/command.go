@@ -19,23 +19,25 @@ const (
 
 // Flags, in the lower case in which they are looked up.
 const (
-	flagUnattended = "unattended"
-	flagEula       = "acceptteeeula"
-	flagReplace    = "replace"
-	flagOnce       = "once"
-	flagVersion    = "version"
-	flagCommit     = "commit"
-	flagHelp       = "help"
-	flagSkipVerify = "sslskipcertvalidation"
-	flagURL        = "url"
-	flagAuth       = "auth"
-	flagToken      = "token"
-	flagPool       = "pool"
-	flagAgent      = "agent"
-	flagWork       = "work"
-	flagCACert     = "sslcacert"
-	flagProxy      = "proxyurl"
-	flagStartup    = "startuptype"
+	flagUnattended  = "unattended"
+	flagEula        = "acceptteeeula"
+	flagReplace     = "replace"
+	flagOnce        = "once"
+	flagVersion     = "version"
+	flagCommit      = "commit"
+	flagHelp        = "help"
+	flagSkipVerify  = "sslskipcertvalidation"
+	flagURL         = "url"
+	flagAuth        = "auth"
+	flagToken       = "token"
+	flagPool        = "pool"
+	flagAgent       = "agent"
+	flagWork        = "work"
+	flagCACert      = "sslcacert"
+	flagProxy       = "proxyurl"
+	flagProxyUser   = "proxyusername"
+	flagProxySecret = "proxypassword"
+	flagStartup     = "startuptype"
 )
 
 func switches() []string {
@@ -43,7 +45,7 @@ func switches() []string {
 }
 
 func valued() []string {
-	return []string{flagURL, flagAuth, flagToken, flagPool, flagAgent, flagWork, flagCACert, flagProxy, "proxyusername", "proxypassword", "username", "password", flagStartup}
+	return []string{flagURL, flagAuth, flagToken, flagPool, flagAgent, flagWork, flagCACert, flagProxy, flagProxyUser, flagProxySecret, "username", "password", flagStartup}
 }
 
 // command is a parsed command line together with the inputs of the environment.

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -42,7 +40,7 @@ func (l *listener) configure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := l.saveTransport(); err != nil {
+	if l.network, err = l.toldNetwork(); err != nil {
 		return err
 	}
 	if err := sleep(ctx, l.faults.Duration(faults.SlowConfigure, 0)); err != nil {
@@ -103,6 +101,9 @@ func (l *listener) configure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := l.saveNetwork(); err != nil {
+		return err
+	}
 	l.term.Stampf("Settings Saved.")
 	return nil
 }
@@ -146,31 +147,6 @@ func (l *listener) credentials(address *url.URL) (string, error) {
 		return "", errors.New("basic authentication requires a secure connection to the server: use an https URL")
 	}
 	return token, nil
-}
-
-// saveTransport keeps how the server is to be reached, for configure and for run.
-func (l *listener) saveTransport() error {
-	file := l.command.values[flagCACert]
-	if file != "" {
-		absolute, err := filepath.Abs(file)
-		if err != nil {
-			return fmt.Errorf("%w: %w", invalid(flagCACert), err)
-		}
-		if _, err := os.Stat(absolute); err != nil {
-			return fmt.Errorf("%w: %w", invalid(flagCACert), err)
-		}
-		file = absolute
-	}
-	if file != "" || l.command.on(flagSkipVerify) {
-		err := l.Root.SaveCertificates(root.Certificates{CACert: file, SkipServerCertValidation: l.command.on(flagSkipVerify)})
-		if err != nil {
-			return err
-		}
-	}
-	if proxy := l.command.values[flagProxy]; proxy != "" {
-		return l.Root.SaveProxy(proxy)
-	}
-	return nil
 }
 
 func findPool(ctx context.Context, client *wire.Client, name string) (wire.Pool, error) {

@@ -69,6 +69,9 @@ type listener struct {
 	term    *console.Terminal
 	log     *slog.Logger
 	deaf    atomic.Bool // To SIGINT.
+	// network is how configure was told to reach the server, nil elsewhere: it is kept in
+	// files only when the agent is registered.
+	network *network
 }
 
 // Main runs the program and gives its exit code.
@@ -83,7 +86,7 @@ func Main(p Process) int {
 		}
 	}
 	cmd, err := parse(p.Args, p.Env)
-	for _, flag := range []string{flagToken, "password", "proxypassword"} {
+	for _, flag := range []string{flagToken, "password", flagProxySecret} {
 		masker.Add(cmd.values[flag])
 	}
 	if err != nil {
@@ -163,20 +166,18 @@ func (l *listener) execute() int {
 
 // client makes a client for the organisation at address.
 func (l *listener) client(address string, credential wire.Credential) (*wire.Client, error) {
-	certificates, err := l.Root.Certificates()
-	if err != nil {
-		return nil, err
-	}
-	proxy, err := l.Root.Proxy()
-	if err != nil {
-		return nil, err
+	n := l.network
+	if n == nil {
+		var err error
+		if n, err = l.loadNetwork(); err != nil {
+			return nil, err
+		}
 	}
 	return wire.New(wire.Options{
 		URL:        address,
 		Credential: credential,
-		CAFile:     certificates.CACert,
-		SkipVerify: certificates.SkipServerCertValidation,
-		Proxy:      proxy,
+		SkipVerify: n.certificates.SkipServerCertValidation,
+		Proxy:      n.proxy.Choose,
 		UserAgent:  fmt.Sprintf("VSServices/19 (NetStandard; Linux; stand-in) vstsagentcore-%s/%s", l.release.Platform, l.release.Version),
 	})
 }

@@ -19,7 +19,6 @@ const (
 	fileCredentials  = ".credentials"
 	fileKey          = ".credentials_rsaparams"
 	fileCertificates = ".certificates"
-	fileProxy        = ".proxy"
 	fileCapabilities = ".capabilities"
 	fileEnvironment  = ".env"
 	fileLicense      = "license.html"
@@ -63,10 +62,12 @@ type Credentials struct {
 	Data   map[string]string `json:"data"`
 }
 
-// Certificates is the content of .certificates.
+// Certificates is the content of .certificates, the real agent's AgentCertificateSetting. Of
+// CACert the agent itself makes no use but to show it to tasks: which authority it trusts is
+// the system's business, or that of SSL_CERT_FILE.
 type Certificates struct {
-	SkipServerCertValidation bool   `json:"SkipServerCertValidation,omitempty"`
-	CACert                   string `json:"CACert,omitempty"`
+	SkipServerCertValidation bool   `json:"skipServerCertValidation"`
+	CACert                   string `json:"caCert,omitempty"`
 }
 
 // Release is what was built: the content of bin/release.json, which stands in for
@@ -121,23 +122,6 @@ func (d Dir) Certificates() (Certificates, error) {
 // SaveCertificates writes .certificates.
 func (d Dir) SaveCertificates(c Certificates) error { return d.save(fileCertificates, c, 0o644) }
 
-// Proxy reads the URL in .proxy; without the file it is empty.
-func (d Dir) Proxy() (string, error) {
-	content, err := os.ReadFile(d.Path(fileProxy))
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("read the proxy's address: %w", err)
-	}
-	return strings.TrimSpace(string(content)), nil
-}
-
-// SaveProxy writes .proxy.
-func (d Dir) SaveProxy(url string) error {
-	return os.WriteFile(d.Path(fileProxy), []byte(url+"\n"), 0o644)
-}
-
 // Capabilities reads the lines `name=value` of .capabilities.
 func (d Dir) Capabilities() (map[string]string, error) { return d.pairs(fileCapabilities) }
 
@@ -165,7 +149,7 @@ func (d Dir) pairs(name string) (map[string]string, error) {
 // RemoveConfiguration deletes what configure left and tells, for each file, whether
 // it was there.
 func (d Dir) RemoveConfiguration(report func(name string, existed bool)) error {
-	for _, name := range []string{fileCredentials, fileKey, fileSettings, fileCertificates, fileProxy} {
+	for _, name := range []string{fileCredentials, fileKey, fileProxyCredentials, fileCredentialStore, fileProxyBypass, fileProxy, fileCertificates, fileSettings} {
 		err := os.Remove(d.Path(name))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove the agent's configuration: %w", err)

@@ -1,6 +1,9 @@
 package root_test
 
 import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
@@ -30,11 +33,17 @@ func TestFilesComeBackAsTheyWere(t *testing.T) {
 	if got, err := dir.Certificates(); err != nil || got != (root.Certificates{}) {
 		t.Errorf("certificates are %+v, %v", got, err)
 	}
-	if err := dir.SaveProxy("http://proxy:1"); err != nil {
+	if err := dir.SaveProxy(root.Proxy{Address: "http://proxy:1", Username: "me", Password: "hunter2"}); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := dir.Proxy(); err != nil || got != "http://proxy:1" {
-		t.Errorf("the proxy is %q, %v", got, err)
+	got, err := dir.Proxy(map[string]string{"VSTS_HTTP_PROXY": "http://other:1", "VSTS_HTTP_PROXY_PASSWORD": "other"})
+	if err != nil || got.Address != "http://proxy:1" || got.Username != "me" || got.Password != "hunter2" {
+		t.Errorf("the proxy is %+v, %v", got, err)
+	}
+	for _, name := range []string{".proxy", ".proxycredentials", ".credential_store"} {
+		if content, err := os.ReadFile(dir.Path(name)); err != nil || strings.Contains(string(content), "hunter2") {
+			t.Errorf("%s is %q, %v", name, content, err)
+		}
 	}
 	var removed []string
 	if err := dir.RemoveConfiguration(func(name string, existed bool) {
@@ -44,7 +53,7 @@ func TestFilesComeBackAsTheyWere(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(removed, " "); got != ".credentials .agent .proxy" || dir.IsConfigured() {
+	if got := strings.Join(removed, " "); got != ".credentials .proxycredentials .credential_store .proxy .agent" || dir.IsConfigured() {
 		t.Errorf("removed %s", got)
 	}
 }
@@ -118,5 +127,44 @@ func TestRelease(t *testing.T) {
 	}
 	if _, err := dir.Release(); err == nil || !strings.Contains(err.Error(), "no platform") {
 		t.Errorf("a release without a platform gave %v", err)
+	}
+}
+
+func TestProxyFromTheEnvironment(t *testing.T) {
+	t.Parallel()
+	dir := root.Dir(t.TempDir())
+	destination := func(address string) *http.Request {
+		return httptest.NewRequest(http.MethodGet, address, nil)
+	}
+	for name, c := range map[string]struct {
+		env         map[string]string
+		bypass      string
+		destination string
+		want        string
+	}{
+		"none":                {nil, "", "https://tfs.test", ""},
+		"its own":             {map[string]string{"VSTS_HTTP_PROXY": " http://proxy:1 ", "http_proxy": "http://other:1"}, "", "https://tfs.test", "http://proxy:1"},
+		"the usual":           {map[string]string{"http_proxy": "http://proxy:1"}, "", "https://tfs.test", "http://proxy:1"},
+		"not the other":       {map[string]string{"HTTPS_PROXY": "http://proxy:1"}, "", "https://tfs.test", ""},
+		"not whole":           {map[string]string{"VSTS_HTTP_PROXY": "proxy:1"}, "", "https://tfs.test", ""},
+		"signed in":           {map[string]string{"VSTS_HTTP_PROXY": "http://proxy:1", "VSTS_HTTP_PROXY_USERNAME": "me", "VSTS_HTTP_PROXY_PASSWORD": "x"}, "", "https://tfs.test", "http://me:x@proxy:1"},
+		"half a credential":   {map[string]string{"VSTS_HTTP_PROXY": "http://proxy:1", "VSTS_HTTP_PROXY_USERNAME": "me"}, "", "https://tfs.test", "http://proxy:1"},
+		"loopback":            {map[string]string{"VSTS_HTTP_PROXY": "http://proxy:1"}, "", "https://127.0.0.1:8443", ""},
+		"bypassed":            {map[string]string{"VSTS_HTTP_PROXY": "http://proxy:1"}, "\n(\n ^https://TFS\\.test$ \n", "https://tfs.test:443", ""},
+		"bypassed, with port": {map[string]string{"VSTS_HTTP_PROXY": "http://proxy:1"}, "^https://tfs\\.test$", "https://tfs.test:8443", "http://proxy:1"},
+		"no_proxy":            {map[string]string{"VSTS_HTTP_PROXY": "http://proxy:1", "no_proxy": "x.test;tfs.test"}, "", "https://deep.tfs.test", ""},
+		"a dot is a dot":      {map[string]string{"VSTS_HTTP_PROXY": "http://proxy:1", "no_proxy": "tfs.test"}, "", "https://tfsxtest", "http://proxy:1"},
+	} {
+		if err := os.WriteFile(dir.Path(".proxybypass"), []byte(c.bypass), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		proxy, err := dir.Proxy(c.env)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		u, err := proxy.Choose(destination(c.destination))
+		if got := fmt.Sprint(u); err != nil || got != c.want && (u != nil || c.want != "") {
+			t.Errorf("%s: %v, %v, want %q", name, u, err, c.want)
+		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -32,9 +30,8 @@ const apiVersion = "6.0-preview.1"
 type Options struct {
 	URL        string // Of the organisation.
 	Credential Credential
-	CAFile     string // PEM; trusted besides the system's roots.
 	SkipVerify bool
-	Proxy      string
+	Proxy      func(*http.Request) (*url.URL, error)
 	UserAgent  string
 }
 
@@ -50,7 +47,7 @@ type Client struct {
 	routes     atomic.Pointer[map[string]string]
 }
 
-// New makes a client; it does no I/O but reading the CA file.
+// New makes a client. It trusts the system's roots, or those of SSL_CERT_FILE in their place.
 func New(o Options) (*Client, error) {
 	base, err := url.Parse(strings.TrimRight(o.URL, "/"))
 	if err != nil || base.Host == "" || (base.Scheme != "http" && base.Scheme != "https") {
@@ -59,21 +56,8 @@ func New(o Options) (*Client, error) {
 	transport := &http.Transport{
 		ForceAttemptHTTP2:   true,
 		TLSHandshakeTimeout: 30 * time.Second,
+		Proxy:               o.Proxy,
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: o.SkipVerify},
-	}
-	if o.CAFile != "" {
-		roots, err := rootsWith(o.CAFile)
-		if err != nil {
-			return nil, err
-		}
-		transport.TLSClientConfig.RootCAs = roots
-	}
-	if o.Proxy != "" {
-		proxy, err := url.Parse(o.Proxy)
-		if err != nil || proxy.Host == "" {
-			return nil, fmt.Errorf("proxy URL %q is not a URL: want one such as http://proxy.example:3128", o.Proxy)
-		}
-		transport.Proxy = http.ProxyURL(proxy)
 	}
 	return &Client{
 		base: base,
@@ -85,21 +69,6 @@ func New(o Options) (*Client, error) {
 		credential: o.Credential,
 		userAgent:  o.UserAgent,
 	}, nil
-}
-
-func rootsWith(caFile string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(caFile)
-	if err != nil {
-		return nil, fmt.Errorf("read the CA certificate: %w", err)
-	}
-	roots, err := x509.SystemCertPool()
-	if err != nil {
-		return nil, fmt.Errorf("read the system's CA certificates: %w", err)
-	}
-	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("CA file %s holds no PEM certificate: give one that starts with BEGIN CERTIFICATE", caFile)
-	}
-	return roots, nil
 }
 
 // Close drops the idle connections.

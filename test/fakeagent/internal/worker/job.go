@@ -50,16 +50,15 @@ func newJob(message wire.Job, agent Agent, env map[string]string, switches fault
 	if err != nil {
 		return nil, err
 	}
-	proxy, err := dir.Proxy()
+	proxy, err := dir.Proxy(env)
 	if err != nil {
 		return nil, err
 	}
 	client, err := wire.New(wire.Options{
 		URL:        endpoint.URL,
 		Credential: wire.Bearer(token),
-		CAFile:     certificates.CACert,
 		SkipVerify: certificates.SkipServerCertValidation,
-		Proxy:      proxy,
+		Proxy:      proxy.Choose,
 		UserAgent:  fmt.Sprintf("VSServices/19 (NetStandard; Linux; stand-in) vstsagentcore-%s/%s worker", agent.Platform, agent.Version),
 	})
 	if err != nil {
@@ -70,8 +69,30 @@ func newJob(message wire.Job, agent Agent, env map[string]string, switches fault
 		result: wire.ResultSucceeded,
 	}
 	j.vars = newVariables(message, agent, masker)
+	j.showNetwork(proxy, certificates)
 	j.report = &reporter{client: client, plan: message.Plan, timeline: message.Timeline.ID, log: log}
 	return j, nil
+}
+
+// showNetwork tells the steps of a job how the agent reaches the service, and takes out of
+// their environment what the agent was told, as the ExecutionContext of the real one does.
+func (j *job) showNetwork(proxy root.Proxy, certificates root.Certificates) {
+	if certificates.CACert != "" {
+		j.vars.set("Agent.CAInfo", certificates.CACert, false)
+	}
+	for _, known := range []struct {
+		name, value, variable string
+		secret                bool
+	}{
+		{"Agent.ProxyUrl", proxy.Address, root.VariableProxy, false},
+		{"Agent.ProxyUsername", proxy.Username, root.VariableProxyUser, false},
+		{"Agent.ProxyPassword", proxy.Password, root.VariableProxyPassword, true},
+	} {
+		if proxy.Address != "" && known.value != "" {
+			j.vars.set(known.name, known.value, known.secret)
+			delete(j.env, known.variable)
+		}
+	}
 }
 
 func systemConnection(message wire.Job) (wire.Endpoint, error) {
