@@ -149,13 +149,19 @@ func (p *pod) packageOf(listener bool) string {
 // offers one.
 func newDownloadingPod(t *testing.T, listener, wrongHash bool) *pod {
 	t.Helper()
+	return newDownloadingPodWith(t, listener, wrongHash, azuredevopstest.Options{})
+}
+
+func newDownloadingPodWith(t *testing.T, listener, wrongHash bool, options azuredevopstest.Options) *pod {
+	t.Helper()
 	t.Parallel()
 	// The service wants to know its packages first, so the file comes later.
 	file := t.TempDir() + "/package.tar.gz"
-	p := newPodWith(t, azuredevopstest.Options{Packages: []azuredevopstest.AgentPackage{
+	options.Packages = []azuredevopstest.AgentPackage{
 		{Platform: "linux-x64", Version: "4.248.0", Path: file, WrongHash: wrongHash},
 		{Platform: "linux-arm64", Version: "4.248.0", Path: file, WrongHash: wrongHash},
-	}})
+	}
+	p := newPodWith(t, options)
 	p.must(os.Rename(p.packageOf(listener), file))
 	return p
 }

@@ -70,6 +70,8 @@ func variables() []variable {
 		}},
 		{"AZP_AGENT_VERSION", "", "version to download; empty is the newest", text(func(c *configuration) *string { return &c.Version })},
 		{"AZP_PLATFORM", "", "platform to download; empty is `linux-x64` or `linux-arm64`, as the entrypoint was built", text(func(c *configuration) *string { return &c.Platform })},
+		{"AZP_PACKAGE_URL", "", "for download: where the package lies that the scaler has found; its version is `AZP_AGENT_VERSION`", text(func(c *configuration) *string { return &c.Package.URL })},
+		{"AZP_PACKAGE_SHA256", "", "for download: its SHA-256, in hex", text(func(c *configuration) *string { return &c.Package.SHA256 })},
 		{"AZP_HANDOVER_DIR", "/run/azp/handover", "the agent's own files, from configure to run", text(func(c *configuration) *string { return &c.HandoverDir })},
 		{"AZP_REGISTRATION_DIR", "/run/azp/registration", "the agent's id, from configure to remove", text(func(c *configuration) *string { return &c.RegistrationDir })},
 		{"AZP_VERDICT_DIR", "/run/azp/verdict", "what became of a withdrawal, from withdraw to run", text(func(c *configuration) *string { return &c.VerdictDir })},
@@ -154,7 +156,7 @@ func load(lookup func(string) (string, bool), on host) (configuration, error) {
 		c.AgentName = on.name
 	}
 	if c.Platform == "" {
-		c.Platform = platform(runtime.GOARCH)
+		c.Platform = platform()
 	}
 	if c.proxy = c.Proxy; c.Proxy.HTTPS == "" {
 		c.Proxy = azuredevops.Proxy{}
@@ -184,9 +186,9 @@ func usualProxy(lookup func(string) (string, bool), files azuredevops.Proxy) azu
 	return files
 }
 
-// platform names the service's package for an architecture of Go's.
-func platform(arch string) string {
-	switch arch {
+// platform names the service's package for the processor that this was built for.
+func platform() string {
+	switch runtime.GOARCH {
 	case "amd64":
 		return "linux-x64"
 	case "arm64":

@@ -22,12 +22,14 @@ import (
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
 )
 
-const usage = `usage: agent-entrypoint [configure | run | remove | withdraw | version | --once]
+const usage = `usage: agent-entrypoint [configure | run | remove | withdraw | download | version | --once]
 
   configure   register the agent and hand its files over (init container, with the token)
   run         run the agent for one build (agent container, without the token)
   remove      wait, then delete the registration (native sidecar, with the token)
   withdraw    delete the agent if it is idle and tell run (preStop hook of remove)
+  download    get the agent program for an agent that the scaler registers (init container,
+              without a token)
   version     print the version
   (none)      configure, run and remove in turn; --once says the same
 
@@ -97,7 +99,7 @@ func (p program) step() (step agent.Step, code agent.ExitCode, done bool) {
 		switch arg := p.args[0]; arg {
 		case "--once":
 			return agent.StepAll, 0, false
-		case string(agent.StepConfigure), string(agent.StepRun), string(agent.StepRemove), string(agent.StepWithdraw):
+		case string(agent.StepConfigure), string(agent.StepRun), string(agent.StepRemove), string(agent.StepWithdraw), string(agent.StepDownload):
 			return agent.Step(arg), 0, false
 		case "version", "--version":
 			_, _ = fmt.Fprintln(p.stdout, version())
@@ -119,19 +121,21 @@ func (p program) carryOut(ctx context.Context, step agent.Step, config configura
 		}
 		return agent.New(config.Settings, nil, log, p.stdout, p.stderr).Run(ctx)
 	}
+	network := azuredevops.Config{CAFile: config.CAFile, Proxy: config.proxy, UserAgent: "azp-scaler-agent/" + version(), Logger: log}
+	if step == agent.StepDownload {
+		downloads, err := azuredevops.NewDownloader(network)
+		if err != nil {
+			return agent.Outcome{Code: agent.ExitConfiguration, Message: err.Error()}
+		}
+		return agent.New(config.Settings, nil, log, p.stdout, p.stderr).Download(ctx, downloads)
+	}
 	// Whoever holds the token must not be read by others of the same user: this
 	// closes /proc/PID/environ and /proc/PID/mem to the build in the all-in-one form.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		log.Warn("the process could not be made unreadable for builds of the same user", "err", err)
 	}
-	client, err := azuredevops.New(azuredevops.Config{
-		URL:       config.URL,
-		Token:     config.Token,
-		CAFile:    config.CAFile,
-		Proxy:     config.proxy,
-		UserAgent: "azp-scaler-agent/" + version(),
-		Logger:    log,
-	})
+	network.URL, network.Token = config.URL, config.Token
+	client, err := azuredevops.New(network)
 	if err != nil {
 		return agent.Outcome{Code: agent.ExitConfiguration, Message: err.Error()}
 	}
@@ -143,7 +147,7 @@ func (p program) carryOut(ctx context.Context, step agent.Step, config configura
 		return s.Remove(ctx)
 	case agent.StepWithdraw:
 		return s.Withdraw(ctx)
-	case agent.StepRun, agent.StepAll:
+	case agent.StepRun, agent.StepDownload, agent.StepAll:
 		return s.All(ctx)
 	default:
 		return agent.Outcome{Code: agent.ExitConfiguration, Message: fmt.Sprintf("unknown step %q", step)}

@@ -29,6 +29,9 @@ const patience = 60 * time.Second
 // canary is the pool's token in every test: 52 characters as the service's own.
 const canary = "c4n4ryc4n4ryc4n4ryc4n4ryc4n4ryc4n4ryc4n4ryc4n4ryc4n4"
 
+// hiddenName is a name of the service that only a proxy resolves.
+const hiddenName = "devops.test"
+
 // entrypoint is the path of the real binary, built once.
 var entrypoint string
 
@@ -86,7 +89,7 @@ func newPodWith(t *testing.T, options azuredevopstest.Options) *pod {
 		t.Fatal(err)
 	}
 	t.Cleanup(service.Close)
-	address, err := service.StartTLS("127.0.0.1:0")
+	address, err := service.StartTLS("127.0.0.1:0", hiddenName)
 	if err != nil {
 		t.Fatal(err)
 	}

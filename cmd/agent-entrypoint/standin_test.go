@@ -4,7 +4,6 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,7 +22,7 @@ var standInPackage = sync.OnceValues(func() (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	return fakeagent.Build(ctx, filepath.Join(cache, "azp-scaler", "entrypoint-test"), fakeagent.Options{Platform: platform(runtime.GOARCH)})
+	return fakeagent.Build(ctx, filepath.Join(cache, "azp-scaler", "entrypoint-test"), fakeagent.Options{Platform: platform()})
 })
 
 // newStandInPod makes a pod whose agent is the stand-in, downloaded from the
@@ -36,7 +35,7 @@ func newStandInPod(t *testing.T, faults ...string) *pod {
 		t.Fatal(err)
 	}
 	p := newPodWith(t, azuredevopstest.Options{
-		Packages: []azuredevopstest.AgentPackage{{Platform: platform(runtime.GOARCH), Version: fakeagent.DefaultVersion, Path: file}},
+		Packages: []azuredevopstest.AgentPackage{{Platform: platform(), Version: fakeagent.DefaultVersion, Path: file}},
 		Tokens:   []azuredevopstest.Token{{Secret: "read-only-token", Identity: "reader", Rights: azuredevopstest.RightsRead}},
 	})
 	p.must(os.RemoveAll(p.path("root")))

@@ -69,7 +69,7 @@ func (s *Supervisor) register(ctx context.Context) (registration, error) {
 	if err := s.checkPool(ctx); err != nil {
 		return registration{}, err
 	}
-	if err := s.ensureProgram(ctx); err != nil {
+	if err := s.ensureProgram(ctx, s.service); err != nil {
 		return registration{}, err
 	}
 	if !exists(filepath.Join(s.settings.Root, configProgram)) {

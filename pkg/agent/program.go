@@ -24,6 +24,37 @@ const (
 // a body cut short or altered on the way is worth a second look, not a third.
 const downloadTries = 2
 
+// given is the one package that the scaler has found.
+type given struct {
+	Downloads
+	pkg azuredevops.Package
+}
+
+// Package gives it, whatever is asked for.
+func (g given) Package(context.Context, string, string) (azuredevops.Package, error) {
+	return g.pkg, nil
+}
+
+// Download gets the agent program for a pod that holds no credential of the pool's: the
+// package that the scaler, which may ask the service, has found.
+func (s *Supervisor) Download(ctx context.Context, from Downloads) Outcome {
+	pkg := s.settings.Package
+	pkg.Version, pkg.Filename = s.settings.Version, pkg.NameFromURL()
+	err := s.checkRoot()
+	if err == nil {
+		err = s.ensureProgram(ctx, given{Downloads: from, pkg: pkg})
+	}
+	if errors.Is(err, azuredevops.ErrAuthentication) || errors.Is(err, azuredevops.ErrAuthorization) {
+		// Nobody has refused a credential: there is none.
+		err = fail(ExitConfiguration, "%w; the download needs a sign-in, and a pod whose agent the scaler registers (jit) has nothing to sign in with: put the agent program into the image, or have pods register their agents (AZP_REGISTRATION or the class's annotation registration: config)", err)
+	}
+	o := outcomeOf(err, ExitConfiguration, "the agent program is in place")
+	if o.Code != ExitDone && ctx.Err() != nil {
+		return Outcome{Code: ExitNoBuild, Message: "asked to stop before the agent program was there: " + o.Message}
+	}
+	return o
+}
+
 // checkRoot makes sure that the agent program can live in its root.
 func (s *Supervisor) checkRoot() error {
 	root := s.settings.Root
@@ -48,7 +79,7 @@ func (s *Supervisor) hasProgram() bool {
 
 // ensureProgram sees to it that the agent program is in its root: that of the image,
 // or a package downloaded, verified and unpacked within the limit.
-func (s *Supervisor) ensureProgram(ctx context.Context) error {
+func (s *Supervisor) ensureProgram(ctx context.Context, packages Packages) error {
 	if s.settings.Source != SourceDownload && s.hasProgram() {
 		s.log.Info("the agent program is in the image", "root", s.settings.Root)
 		return nil
@@ -60,7 +91,7 @@ func (s *Supervisor) ensureProgram(ctx context.Context) error {
 		fmt.Errorf("the agent program was not there within AZP_DOWNLOAD_LIMIT (%s): raise it, or put the program into the image", s.settings.DownloadLimit))
 	defer cancel()
 	for try := 1; ; try++ {
-		err := s.download(ctx)
+		err := s.download(ctx, packages)
 		if err == nil {
 			return nil
 		}
@@ -75,11 +106,11 @@ func (s *Supervisor) ensureProgram(ctx context.Context) error {
 	}
 }
 
-func (s *Supervisor) download(ctx context.Context) error {
+func (s *Supervisor) download(ctx context.Context, packages Packages) error {
 	var pkg azuredevops.Package
 	err := s.retry(ctx, "finding the agent's package", transient, func(ctx context.Context) error {
 		var err error
-		pkg, err = s.service.Package(ctx, s.settings.Platform, s.settings.Version)
+		pkg, err = packages.Package(ctx, s.settings.Platform, s.settings.Version)
 		return err
 	})
 	if err != nil {
@@ -91,15 +122,15 @@ func (s *Supervisor) download(ctx context.Context) error {
 	if err != nil {
 		return fail(ExitConfiguration, "agent root: %w", err)
 	}
-	err = s.fetchInto(ctx, pkg, staging)
+	err = s.fetchInto(ctx, packages, pkg, staging)
 	return errors.Join(err, os.RemoveAll(staging))
 }
 
-func (s *Supervisor) fetchInto(ctx context.Context, pkg azuredevops.Package, staging string) error {
+func (s *Supervisor) fetchInto(ctx context.Context, from Downloads, pkg azuredevops.Package, staging string) error {
 	began := time.Now()
 	s.log.Info("downloading the agent program", "version", pkg.Version, "platform", s.settings.Platform, "file", pkg.Filename)
 	archive := filepath.Join(staging, "package.tar.gz")
-	if err := s.fetch(ctx, pkg, archive); err != nil {
+	if err := s.fetch(ctx, from, pkg, archive); err != nil {
 		return err
 	}
 	fetched := time.Now()
@@ -125,14 +156,14 @@ func (s *Supervisor) fetchInto(ctx context.Context, pkg azuredevops.Package, sta
 }
 
 // fetch downloads the package, whose SHA-256 the client verifies.
-func (s *Supervisor) fetch(ctx context.Context, pkg azuredevops.Package, path string) (err error) {
+func (s *Supervisor) fetch(ctx context.Context, from Downloads, pkg azuredevops.Package, path string) (err error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fail(ExitConfiguration, "agent root: %w", err)
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
 	last := time.Now()
-	return s.service.Download(ctx, pkg, file, func(done, total int64) {
+	return from.Download(ctx, pkg, file, func(done, total int64) {
 		if done != total && time.Since(last) < s.timing.progress {
 			return
 		}

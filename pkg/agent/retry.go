@@ -45,6 +45,10 @@ func (s *Supervisor) retry(ctx context.Context, what string, again func(error) b
 // transient reports whether the same call may succeed later.
 func transient(err error) bool {
 	var throttled *azuredevops.ThrottledError
+	if errors.Is(err, azuredevops.ErrProxy) {
+		// It refused, and the service was not even asked.
+		return false
+	}
 	return errors.Is(err, azuredevops.ErrUnavailable) || errors.As(err, &throttled)
 }
 

@@ -22,6 +22,8 @@ const (
 	StepRun       Step = "run"
 	StepRemove    Step = "remove"
 	StepWithdraw  Step = "withdraw"
+	// StepDownload gets the agent program where the scaler registers the agent.
+	StepDownload Step = "download"
 	// StepAll is configure, run and remove in turn, without a subcommand.
 	StepAll Step = "all"
 )
@@ -72,6 +74,9 @@ type Settings struct {
 	Version string
 	// Platform of the package to download, such as linux-x64 (AZP_PLATFORM).
 	Platform string
+	// Package is what the download step downloads, as the scaler was told by the service
+	// (AZP_PACKAGE_URL, AZP_PACKAGE_SHA256; its version is AZP_AGENT_VERSION).
+	Package azuredevops.Package
 
 	// HandoverDir holds the agent's own files on their way from configure to run (AZP_HANDOVER_DIR).
 	HandoverDir string
@@ -115,7 +120,7 @@ func (s Settings) Validate(step Step) error {
 	var problems []error
 	add := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
 
-	if step != StepRun {
+	if step != StepRun && step != StepDownload {
 		s.validateService(add)
 	}
 	if step != StepRemove && step != StepWithdraw {
@@ -129,6 +134,11 @@ func (s Settings) Validate(step Step) error {
 	}
 	if step == StepConfigure || step == StepAll {
 		s.validateProgram(add)
+	}
+	if step == StepDownload {
+		if err := s.Package.Validate(); err != nil {
+			add("AZP_PACKAGE_URL, AZP_PACKAGE_SHA256: %w", err)
+		}
 	}
 	if step == StepRun && !slices.Contains(agentpool.Registrations(), s.Registration) {
 		add("AZP_REGISTRATION is %q: give config or jit", s.Registration)
@@ -193,7 +203,7 @@ func (s Settings) validateDurations(step Step, add func(string, ...any)) {
 		{"AZP_REMOVE_SHARE", s.RemoveShare, []Step{StepRun, StepRemove, StepAll}},
 		{"AZP_WITHDRAW_LIMIT", s.WithdrawLimit, []Step{StepRun, StepWithdraw, StepAll}},
 		{"AZP_CONFIGURE_LIMIT", s.ConfigureLimit, []Step{StepConfigure, StepAll}},
-		{"AZP_DOWNLOAD_LIMIT", s.DownloadLimit, []Step{StepConfigure, StepAll}},
+		{"AZP_DOWNLOAD_LIMIT", s.DownloadLimit, []Step{StepConfigure, StepDownload, StepAll}},
 		{"AZP_HANG_LIMIT", s.HangLimit, []Step{StepRun, StepAll}},
 	}
 	for _, limit := range limits {
@@ -246,7 +256,7 @@ func (s Settings) directories(step Step) []directory {
 		return []directory{registration, claimed}
 	case StepWithdraw:
 		return []directory{registration, claimed, verdict}
-	case StepAll:
+	case StepAll, StepDownload:
 		return []directory{root}
 	default:
 		return nil

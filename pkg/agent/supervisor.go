@@ -25,14 +25,20 @@ type Registry interface {
 // Packages is where the agent program is downloaded from.
 // [azuredevops.Client] is one.
 type Packages interface {
+	Downloads
 	Package(ctx context.Context, platform, version string) (azuredevops.Package, error)
-	Download(ctx context.Context, pkg azuredevops.Package, w io.Writer, progress func(done, total int64)) error
 }
 
 // Service is Azure DevOps as the steps need it.
 type Service interface {
 	Registry
 	Packages
+}
+
+// Downloads is where a package that is known is downloaded from.
+// [azuredevops.Downloader] is one.
+type Downloads interface {
+	Download(ctx context.Context, pkg azuredevops.Package, w io.Writer, progress func(done, total int64)) error
 }
 
 // Supervisor carries out the steps.
@@ -85,7 +91,7 @@ func defaultTiming() timing {
 }
 
 // New makes a supervisor. The settings must be valid for the step that is called.
-// The service may be nil for Run. What the agent program prints goes to stdout
+// The service may be nil for Run and Download. What the agent program prints goes to stdout
 // and stderr, without the token.
 func New(settings Settings, service Service, log *slog.Logger, stdout, stderr io.Writer) *Supervisor {
 	return &Supervisor{

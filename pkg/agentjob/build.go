@@ -171,8 +171,9 @@ func check(s Settings, class agentpool.AgentClass, template batchv1.JobTemplateS
 	case "", agentpool.RegistrationConfig:
 	case agentpool.RegistrationJIT:
 		if s.AgentSource == SourceDownload {
-			bad("registration %q: the agent program has to be in the image: only the pool's credential could download it", class.Registration)
+			checkPackage(s.Package, bad)
 		}
+		checkInputs(template.Spec.Template.Spec, bad)
 	default:
 		bad("registration %q: want one of %v", class.Registration, agentpool.Registrations())
 	}

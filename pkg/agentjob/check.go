@@ -18,7 +18,7 @@ func checkPod(s Settings, pod corev1.PodSpec, bad func(format string, args ...an
 	agents := 0
 	for _, container := range slices.Concat(pod.InitContainers, pod.Containers) {
 		switch container.Name {
-		case ContainerRemove, ContainerConfigure:
+		case ContainerRemove, ContainerConfigure, ContainerDownload:
 			bad("container %q: the name is ours: choose another one", container.Name)
 		case ContainerAgent:
 			agents++

@@ -66,15 +66,6 @@ func TestAPodWithoutTheCredential(t *testing.T) {
 	}
 }
 
-func TestJITNeedsTheProgramInTheImage(t *testing.T) {
-	s := settings()
-	s.AgentSource = agentjob.SourceDownload
-	_, err := agentjob.Build(s, jit(), template(), request(), 0, 0)
-	if err == nil || !strings.Contains(err.Error(), `registration "jit": the agent program has to be in the image`) {
-		t.Errorf("want an error that says so, got %v", err)
-	}
-}
-
 func credentials(t *testing.T, bits int) agentjob.AgentCredentials {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, bits)

@@ -30,8 +30,6 @@ const (
 	handoverDir     = exchangeDir + "/handover"
 	verdictDir      = exchangeDir + "/verdict"
 	claimedDir      = exchangeDir + "/claimed"
-	caDir           = exchangeDir + "/ca"
-	caKey           = "ca.crt"
 	accountDir      = "/var/run/secrets/kubernetes.io/serviceaccount"
 )
 
@@ -44,6 +42,7 @@ const (
 	volumeClaimed      = "claimed"
 	volumeAgent        = "agent"
 	volumeCA           = "ca"
+	volumeProxy        = "proxy"
 	volumeAccount      = "service-account"
 )
 
@@ -72,7 +71,7 @@ const (
 
 func ourVolumes() []string {
 	return []string{
-		volumeToken, volumeRegistration, volumeHandover, volumeVerdict, volumeClaimed, volumeAgent, volumeCA, volumeAccount,
+		volumeToken, volumeRegistration, volumeHandover, volumeVerdict, volumeClaimed, volumeAgent, volumeCA, volumeProxy, volumeAccount,
 	}
 }
 
@@ -94,7 +93,10 @@ func (b *builder) overlay(pod *corev1.PodSpec) {
 	for i := range pod.Containers {
 		secureContainer(&pod.Containers[i])
 	}
-	if !b.jit() {
+	switch {
+	case b.jit() && b.settings.AgentSource == SourceDownload:
+		pod.InitContainers = append([]corev1.Container{b.download(*agent)}, pod.InitContainers...)
+	case !b.jit():
 		pod.InitContainers = append([]corev1.Container{b.remove(*agent), b.configure(*agent)}, pod.InitContainers...)
 	}
 	pod.Volumes = append(pod.Volumes, b.volumes()...)
@@ -161,7 +163,7 @@ func (b *builder) overlayAgent(agent *corev1.Container) {
 			corev1.VolumeMount{Name: volumeClaimed, MountPath: claimedDir})
 	}
 	b.setEnvironment(agent, own)
-	agent.VolumeMounts = append(agent.VolumeMounts, slices.Concat(mounts, b.agentMounts(), b.caMounts())...)
+	agent.VolumeMounts = append(agent.VolumeMounts, slices.Concat(mounts, b.agentMounts(), b.networkMounts())...)
 	probe := func(path string, failures int32) *corev1.Probe {
 		return &corev1.Probe{
 			ProbeHandler: corev1.ProbeHandler{
@@ -206,7 +208,7 @@ func (b *builder) remove(agent corev1.Container) corev1.Container {
 			{Name: volumeRegistration, MountPath: registrationDir, ReadOnly: true},
 			{Name: volumeVerdict, MountPath: verdictDir},
 			{Name: volumeClaimed, MountPath: claimedDir, ReadOnly: true},
-		}, b.caMounts()...),
+		}, b.networkMounts()...),
 	}
 	secureContainer(&c)
 	b.setEnvironment(&c, map[string]string{
@@ -244,7 +246,7 @@ func (b *builder) configure(agent corev1.Container) corev1.Container {
 			{Name: volumeToken, MountPath: tokenDir, ReadOnly: true},
 			{Name: volumeRegistration, MountPath: registrationDir},
 			{Name: volumeHandover, MountPath: handoverDir},
-		}, b.agentMounts(), b.caMounts()),
+		}, b.agentMounts(), b.networkMounts()),
 	}
 	secureContainer(&c)
 	ours := []string{"AZP_VERDICT_DIR", "AZP_CLAIMED_DIR", "AZP_PROBE_ADDRESS", "AZP_HANG_LIMIT", "AZP_REGISTRATION"}
@@ -265,11 +267,7 @@ func (b *builder) configure(agent corev1.Container) corev1.Container {
 // setEnvironment puts ours over what the class has set; an empty value leaves
 // the variable as it is.
 func (b *builder) setEnvironment(container *corev1.Container, own map[string]string) {
-	ca := ""
-	if b.settings.CAConfigMap != "" {
-		ca = caDir + "/" + caKey
-	}
-	ours := merge(map[string]string{
+	ours := merge(merge(map[string]string{
 		"AZP_URL":             b.settings.Identity.URL,
 		"AZP_POOL":            b.settings.Identity.Pool.Name,
 		"AZP_AGENT_NAME":      b.name,
@@ -277,14 +275,13 @@ func (b *builder) setEnvironment(container *corev1.Container, own map[string]str
 		"AZP_AGENT_SOURCE":    string(b.settings.AgentSource),
 		"AZP_WORK":            b.settings.WorkDir,
 		"VSO_AGENT_IGNORE":    b.settings.IgnoredVariables,
-		"AZP_CA_FILE":         ca,
 		"AZP_GRACE_PERIOD":    text(b.grace),
 		"AZP_REMOVE_SHARE":    text(b.settings.RemoveShare),
 		"AZP_WITHDRAW_LIMIT":  text(b.settings.WithdrawLimit),
 		"AZP_LOG_LEVEL":       b.settings.LogLevel,
 		"AZP_LOG_FORMAT":      b.settings.LogFormat,
 		"AZP_TERMINATION_LOG": cmp.Or(container.TerminationMessagePath, corev1.TerminationMessagePathDefault),
-	}, own)
+	}, b.networkEnvironment()), own)
 	var names []string
 	for name, value := range ours {
 		if value != "" {
@@ -306,16 +303,6 @@ func text(d time.Duration) string {
 		return ""
 	}
 	return d.String()
-}
-
-// isProxy reports whether a variable says how to reach the service.
-func isProxy(name string) bool {
-	switch strings.ToUpper(name) {
-	case "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "VSTS_HTTP_PROXY", "VSTS_HTTP_PROXY_USERNAME", "VSTS_HTTP_PROXY_PASSWORD":
-		return true
-	default:
-		return false
-	}
 }
 
 // removeResources asks for little, and for a limit only where the agent has one:
@@ -388,13 +375,6 @@ func (b *builder) agentMounts() []corev1.VolumeMount {
 	return []corev1.VolumeMount{{Name: volumeAgent, MountPath: b.settings.AgentRoot}}
 }
 
-func (b *builder) caMounts() []corev1.VolumeMount {
-	if b.settings.CAConfigMap == "" {
-		return nil
-	}
-	return []corev1.VolumeMount{{Name: volumeCA, MountPath: caDir, ReadOnly: true}}
-}
-
 // volumes are those by which the containers hand over, and what they are given.
 func (b *builder) volumes() []corev1.Volume {
 	var volumes []corev1.Volume
@@ -409,14 +389,7 @@ func (b *builder) volumes() []corev1.Volume {
 	if b.settings.AgentSource == SourceDownload {
 		volumes = append(volumes, emptyDir(volumeAgent, corev1.StorageMediumDefault, agentVolumeLimit))
 	}
-	if b.settings.CAConfigMap != "" {
-		volumes = append(volumes, corev1.Volume{Name: volumeCA, VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
-			LocalObjectReference: corev1.LocalObjectReference{Name: b.settings.CAConfigMap},
-			DefaultMode:          new(int32(0o444)),
-			Items:                []corev1.KeyToPath{{Key: caKey, Path: caKey}},
-		}}})
-	}
-	return volumes
+	return append(volumes, b.networkVolumes()...)
 }
 
 // secretVolume shows keys of a Secret to the volume's group.

@@ -63,12 +63,22 @@ type Settings struct {
 	TokenKey    string // Its key.
 	CAConfigMap string // Optional ConfigMap with the key ca.crt: a root to trust besides the image's.
 
+	// ProxyURL is the pods' way to the service, for the entrypoint and the agent program;
+	// empty is the direct one, or what a class says.
+	ProxyURL string
+	// ProxySecret is an optional Secret in the agents' namespace, with the keys username and
+	// password, that the proxy wants to be told. Builds can read it.
+	ProxySecret string
+	NoProxy     string // What is reached without the proxy, comma-separated.
+
 	UID, GID int64 // Of the build, where the class gives none.
 
-	AgentRoot        string
-	AgentSource      AgentSource
-	AgentVersion     string // Of the download; empty takes the pool's newest.
-	Platform         string // Of the download, such as linux-x64; empty derives it from the node.
+	AgentRoot    string
+	AgentSource  AgentSource
+	AgentVersion string // Of the download; empty takes the pool's newest.
+	Platform     string // Of the download, such as linux-x64; empty derives it from the node.
+	// Package is what pods download that have nothing to ask the service with.
+	Package          Package
 	WorkDir          string // AZP_WORK; empty is _work.
 	IgnoredVariables string // VSO_AGENT_IGNORE: not published as capabilities.
 
@@ -83,6 +93,13 @@ type Settings struct {
 	LogLevel, LogFormat string // Of the entrypoint.
 
 	ServiceAccount ServiceAccountTemplate
+}
+
+// Package is a package of the agent program, as the service offers it to whoever may ask.
+type Package struct {
+	Version string // Such as 4.248.0.
+	URL     string
+	SHA256  string // In hex.
 }
 
 // DefaultSettings are the defaults; the identity is still to be filled in.
@@ -115,6 +132,7 @@ func (s Settings) Validate() error {
 	if s.CAConfigMap != "" && len(validation.IsDNS1123Subdomain(s.CAConfigMap)) > 0 {
 		bad("CAConfigMap", s.CAConfigMap, "name a ConfigMap with the key ca.crt, or leave it empty")
 	}
+	s.validateProxy(bad)
 	if s.UID <= 0 {
 		bad("UID", s.UID, "the agent refuses to run as root: give a number above 0, such as 1000")
 	}
@@ -145,6 +163,24 @@ func (s Settings) Validate() error {
 		}
 	}
 	return errors.Join(wrong...)
+}
+
+func (s Settings) validateProxy(bad func(field string, value any, why string)) {
+	if s.ProxyURL != "" {
+		if u, err := url.Parse(s.ProxyURL); err != nil || u.Host == "" || u.User != nil {
+			// It may carry a password by mistake, so it is not repeated.
+			bad("ProxyURL", "…", "want the proxy's URL without a user or password, such as http://proxy.example:3128")
+		}
+	}
+	switch {
+	case s.ProxySecret == "":
+	case len(validation.IsDNS1123Subdomain(s.ProxySecret)) > 0:
+		bad("ProxySecret", s.ProxySecret, "name a Secret with the keys username and password, or leave it empty")
+	case s.ProxySecret == s.TokenSecret:
+		bad("ProxySecret", s.ProxySecret, "is the Secret that holds the pool's credential, and builds can read the proxy's: use two")
+	case s.ProxyURL == "":
+		bad("ProxySecret", s.ProxySecret, "is for a proxy, and there is none: give its URL")
+	}
 }
 
 func (i Identity) validate(bad func(field string, value any, why string)) {

@@ -200,7 +200,7 @@ func (a *App) connect(name string, pool agentpool.Pool, catalogue *catalogue, wa
 	if a.renewing != nil {
 		k.tokenOwner = tokenOwner(a.config)
 	}
-	k.versions = newVersions(a.client.Package, time.Now)
+	k.packages = newPackages(a.client.Package, time.Now)
 	var err error
 	k.Cluster, err = cluster.New(cluster.Config{
 		Client: a.kube, Namespace: a.config.Namespace, Instance: settings.Identity.Instance,

@@ -11,8 +11,6 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
-	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
-	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
 )
 
@@ -45,6 +43,9 @@ type Config struct {
 	AgentTokenSecret     string   `envconfig:"AZP_AGENT_TOKEN_SECRET" default:"azp-token" desc:"Secret in the agents' namespace that holds the token with which pods register and remove agents; made by an administrator, or by a scaler that signs in by Microsoft Entra"`
 	AgentTokenKey        string   `envconfig:"AZP_AGENT_TOKEN_SECRET_KEY" default:"token" desc:"Key of the token in that Secret"`
 	AgentCAConfigMap     string   `envconfig:"AZP_AGENT_CA_CONFIGMAP" desc:"ConfigMap in the agents' namespace with a certificate authority under ca.crt for the pods to trust"`
+	AgentProxyURL        string   `envconfig:"AZP_AGENT_PROXY_URL" desc:"Proxy on the agents' way to Azure DevOps, such as http://proxy.example:3128; what builds themselves reach is not changed by it"`
+	AgentProxySecret     string   `envconfig:"AZP_AGENT_PROXY_SECRET" desc:"Secret in the agents' namespace with the keys username and password, for a proxy that wants to be told; builds can read it"`
+	AgentNoProxy         string   `envconfig:"AZP_AGENT_NO_PROXY" desc:"What agents reach without that proxy, comma-separated: hosts such as tfs.example.com, domains such as .example.com, IPv4 addresses, each with a port or without"`
 	CPURequest           Quantity `envconfig:"AZP_AGENT_CPU_REQUEST" default:"500m" desc:"CPU that a build asks for"`
 	CPULimit             Quantity `envconfig:"AZP_AGENT_CPU_LIMIT" desc:"CPU that a build may use at most"`
 	MemoryRequest        Quantity `envconfig:"AZP_AGENT_MEMORY_REQUEST" default:"1Gi" desc:"Memory that a build asks for"`
@@ -150,9 +151,6 @@ func (c Config) validateAgents(v *validator) {
 	v.oneOf("AZP_AGENT_IMAGE_PULL_POLICY", c.AgentImagePullPolicy, "Always", "IfNotPresent", "Never")
 	v.oneOf("AZP_AGENT_SOURCE", c.AgentSource, "image", "download")
 	v.oneOf("AZP_REGISTRATION", c.Registration, "config", "jit")
-	if c.Registration == string(agentpool.RegistrationJIT) && c.AgentSource == string(agentjob.SourceDownload) {
-		v.add("AZP_REGISTRATION", `"jit" needs the agent program in the image: only the pool's credential could download it: set AZP_AGENT_SOURCE to image`)
-	}
 	v.object("AZP_AGENT_TOKEN_SECRET", c.AgentTokenSecret)
 	if len(validation.IsConfigMapKey(c.AgentTokenKey)) > 0 {
 		v.add("AZP_AGENT_TOKEN_SECRET_KEY", fmt.Sprintf("%q is no key of a Secret", c.AgentTokenKey))
@@ -160,6 +158,7 @@ func (c Config) validateAgents(v *validator) {
 	if c.AgentCAConfigMap != "" {
 		v.object("AZP_AGENT_CA_CONFIGMAP", c.AgentCAConfigMap)
 	}
+	c.validateAgentProxy(v)
 	for _, name := range c.AgentPullSecrets {
 		v.object("AZP_AGENT_IMAGE_PULL_SECRETS", name)
 	}
@@ -182,6 +181,27 @@ func (c Config) validateAgents(v *validator) {
 		if namespace == c.Namespace {
 			v.add("AZP_TARGET_NAMESPACES", fmt.Sprintf("%q is the agents' own namespace", namespace))
 		}
+	}
+}
+
+func (c Config) validateAgentProxy(v *validator) {
+	if c.AgentProxyURL != "" {
+		if err := azuredevops.CheckAgentProxy(c.AgentProxyURL); err != nil {
+			v.add("AZP_AGENT_PROXY_URL", err.Error())
+		}
+	}
+	if _, err := azuredevops.BypassPatterns(c.AgentNoProxy); err != nil {
+		v.add("AZP_AGENT_NO_PROXY", strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	if c.AgentProxySecret == "" {
+		return
+	}
+	v.object("AZP_AGENT_PROXY_SECRET", c.AgentProxySecret)
+	if c.AgentProxyURL == "" {
+		v.add("AZP_AGENT_PROXY_SECRET", "is set, and AZP_AGENT_PROXY_URL is not: it is for a proxy")
+	}
+	if c.AgentProxySecret == c.AgentTokenSecret {
+		v.add("AZP_AGENT_PROXY_SECRET", fmt.Sprintf("%q is also AZP_AGENT_TOKEN_SECRET: builds can read the proxy's Secret, so it must not be the token's", c.AgentProxySecret))
 	}
 }
 

@@ -50,6 +50,10 @@ func TestGoodConfiguration(t *testing.T) {
 		"several bindings":  {"AZP_ROLE_BINDINGS": "shop ClusterRole/edit, bank Role/deployer\nbank Role/viewer"},
 		"capabilities":      {"AZP_CAPABILITIES": "docker, java=17"},
 		"no rights":         {"AZP_ROLE_BINDINGS": ""},
+		"jit and download":  {"AZP_REGISTRATION": "jit", "AZP_AGENT_SOURCE": "download"},
+		"agents' proxy": {
+			"AZP_AGENT_PROXY_URL": "http://proxy:3128", "AZP_AGENT_PROXY_SECRET": "proxy", "AZP_AGENT_NO_PROXY": ".example.com, 10.1.2.3:8080",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := load(t, variables).Validate(); err != nil {
@@ -96,6 +100,11 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 		{"AZP_AGENT_TOKEN_SECRET", "No_Name", []string{`"No_Name"`}},
 		{"AZP_AGENT_TOKEN_SECRET_KEY", "a/b", []string{`"a/b"`}},
 		{"AZP_AGENT_CA_CONFIGMAP", "No_Name", []string{`"No_Name"`}},
+		{"AZP_AGENT_PROXY_URL", "proxy:3128", []string{"is no URL", "http://proxy.example:3128"}},
+		{"AZP_AGENT_PROXY_URL", "http://me:hunter2@proxy:3128", []string{"user or password", "the Secret is for that"}},
+		{"AZP_AGENT_PROXY_SECRET", "No_Name", []string{`"No_Name"`, "AZP_AGENT_PROXY_URL is not"}},
+		{"AZP_AGENT_PROXY_SECRET", "azp-token", []string{"AZP_AGENT_TOKEN_SECRET"}},
+		{"AZP_AGENT_NO_PROXY", "10.0.0.0/8", []string{`"10.0.0.0/8"`, "no networks"}},
 		{"AZP_AGENT_IMAGE_PULL_SECRETS", "fine,No_Name", []string{`"No_Name"`}},
 		{"AZP_AGENT_CPU_REQUEST", "much", []string{`"much"`, "500m"}},
 		{"AZP_AGENT_CPU_LIMIT", "-1", []string{"above zero"}},

@@ -26,7 +26,7 @@ type kube struct {
 	accounts  *recent[agentjob.ServiceAccountTemplate] // By the name that classes give.
 	standing  *recent[[]cluster.Problem]               // What is not known of an account that builds run as, by its name.
 	service   service
-	versions  versions
+	packages  packages
 	watched   func() bool // Whether the classes are known.
 	now       func() time.Time
 	// tokenOwner is who keeps the token that pods register with, empty if an administrator does;
@@ -61,11 +61,17 @@ func (k kube) Create(ctx context.Context, c plan.Creation) (agentpool.AgentJob, 
 	if err != nil {
 		return agentpool.AgentJob{}, err
 	}
+	jit := class.Registration == agentpool.RegistrationJIT
+	if jit {
+		if settings.Package, err = k.packages.of(ctx, settings, class); err != nil {
+			return agentpool.AgentJob{}, &registrationError{agent: "of class " + class.Name, err: err}
+		}
+	}
 	job, err := agentjob.Build(settings, class.AgentClass, class.Template, c.Request, c.Attempt, c.Failures)
 	if err != nil {
 		return agentpool.AgentJob{}, err
 	}
-	if class.Registration != agentpool.RegistrationJIT {
+	if !jit {
 		return k.Ensure(ctx, job, nil)
 	}
 	made, err := k.Ensure(ctx, job, k.register(settings, class.AgentClass))

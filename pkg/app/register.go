@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -12,6 +13,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/azp-scaler/azp-scaler/pkg/agentclass"
 	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
@@ -25,16 +27,12 @@ const takeBackLimit = 15 * time.Second
 // the Secret that the agent runs on. The key is kept nowhere else.
 func (k kube) register(settings agentjob.Settings, class agentpool.AgentClass) cluster.Register {
 	return func(ctx context.Context, job *batchv1.Job) (*corev1.Secret, int, error) {
-		version, err := k.versions.of(ctx, settings.AgentVersion, class.Capabilities)
-		if err != nil {
-			return nil, 0, &registrationError{agent: job.Name, err: err}
-		}
 		key, err := rsa.GenerateKey(rand.Reader, agentjob.KeyBits)
 		if err != nil {
 			return nil, 0, fmt.Errorf("register agent %s: make its key: %w", job.Name, err)
 		}
 		registered, err := k.service.RegisterAgent(ctx, settings.Identity.Pool.ID, azuredevops.Registration{
-			Name: job.Name, Version: version, Capabilities: class.Claims, PublicKey: &key.PublicKey,
+			Name: job.Name, Version: settings.Package.Version, Capabilities: class.Claims, PublicKey: &key.PublicKey,
 		})
 		if err != nil {
 			return nil, 0, &registrationError{agent: job.Name, err: err}
@@ -48,7 +46,7 @@ func (k kube) register(settings agentjob.Settings, class agentpool.AgentClass) c
 
 // registrationError is an agent that could not be registered.
 type registrationError struct {
-	agent string
+	agent string // Its name, or whose it would have been.
 	err   error
 }
 
@@ -92,31 +90,38 @@ func (k kube) takeBack(ctx context.Context, made agentpool.AgentJob, cause error
 	return agentpool.AgentJob{Name: made.Name, RequestID: made.RequestID, Attempt: made.Attempt}, cause
 }
 
-// versionAge is how long the newest version that the service offers is taken to be so.
-const versionAge = 10 * time.Minute
+// packageAge is how long what the service said of a package is taken to be so.
+const packageAge = 10 * time.Minute
 
-// versions knows which version of the agent program the service offers for a platform.
-type versions struct{ *recent[string] }
+// packages knows which package of the agent program the service offers, by platform and
+// version.
+type packages struct{ *recent[azuredevops.Package] }
 
-func newVersions(ask func(ctx context.Context, platform, version string) (azuredevops.Package, error), now func() time.Time) versions {
-	return versions{newRecent(func(ctx context.Context, platform string) (string, error) {
-		newest, err := ask(ctx, platform, "")
-		return newest.Version, err
-	}, versionAge, now)}
+func newPackages(ask func(ctx context.Context, platform, version string) (azuredevops.Package, error), now func() time.Time) packages {
+	return packages{newRecent(func(ctx context.Context, name string) (azuredevops.Package, error) {
+		platform, version, _ := strings.Cut(name, " ")
+		return ask(ctx, platform, version)
+	}, packageAge, now)}
 }
 
-// of gives the version to register an agent with: the one that is configured, or else the
-// newest for the class's processor, as far as is known. The agent corrects it when it comes
-// online.
-func (v versions) of(ctx context.Context, configured string, capabilities agentpool.Capabilities) (string, error) {
-	if configured != "" {
-		return configured, nil
+// of gives the package that agents of a class run, or what is to be said of one that is in
+// the image: only its version, which the agent corrects when it comes online. While the
+// service is not to be asked, what it said last holds.
+func (p packages) of(ctx context.Context, settings agentjob.Settings, class agentclass.Class) (agentjob.Package, error) {
+	platform, version := agentjob.ProgramOf(settings, class.Template)
+	download := settings.AgentSource == agentjob.SourceDownload
+	if !download && version != "" {
+		return agentjob.Package{Version: version}, nil
 	}
-	newest, err := v.get(ctx, platformOf(capabilities))
-	if newest == "" && err != nil {
-		return "", fmt.Errorf("the version of the agent program (set AZP_AGENT_VERSION to do without asking): %w", err)
+	found, err := p.get(ctx, cmp.Or(platform, platformOf(class.Capabilities))+" "+version)
+	switch {
+	case err == nil, found.Version != "" && passing(err):
+		return agentjob.Package{Version: found.Version, URL: found.URL, SHA256: found.SHA256}, nil
+	case download:
+		return agentjob.Package{}, fmt.Errorf("the agent program's package: %w", err)
+	default:
+		return agentjob.Package{}, fmt.Errorf("the version of the agent program (set AZP_AGENT_VERSION to do without asking): %w", err)
 	}
-	return newest, nil
 }
 
 // platformOf names the package for the processor that a class's agents run on.

@@ -2,6 +2,7 @@ package app
 
 import (
 	"runtime"
+	"strings"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -24,6 +25,7 @@ func jobSettings(c Config, name string, pool agentpool.Pool) agentjob.Settings {
 	}
 	s.TokenSecret, s.TokenKey = c.AgentTokenSecret, c.AgentTokenKey
 	s.CAConfigMap = c.AgentCAConfigMap
+	s.ProxyURL, s.ProxySecret, s.NoProxy = c.AgentProxyURL, c.AgentProxySecret, c.AgentNoProxy
 	s.AgentSource = agentjob.AgentSource(c.AgentSource)
 	s.AgentVersion = c.AgentVersion
 	s.TTL = c.JobTTL.Duration
@@ -67,6 +69,8 @@ func architecture() string {
 // sampleJob is a Job as it would be made for a class, of a request that does not exist.
 func sampleJob(settings agentjob.Settings, class agentclass.Class) (*batchv1.Job, error) {
 	request := agentpool.JobRequest{ID: 1, PoolID: settings.Identity.Pool.ID}
+	// Which one it would be is not asked for the sake of a sample.
+	settings.Package = agentjob.Package{Version: "0.0.0", URL: settings.Identity.URL, SHA256: strings.Repeat("0", 64)}
 	return agentjob.Build(settings, class.AgentClass, class.Template, request, 0, 0)
 }
 

@@ -128,7 +128,7 @@ func (e *Error) as(kind error, message, remedy string) *Error {
 // checkContent tells an answer from a page that only looks like success.
 func (e *Error) checkContent(r reply, files bool) *Error {
 	if files && hasHTML(r.header) {
-		return e.as(ErrUnexpectedAnswer, "a page came instead of a file", "check that no proxy answers in the server's place")
+		return e.as(ErrUnexpectedAnswer, "a page came instead of a file", "check that no proxy answers in the server's place, and that the download needs no sign-in")
 	}
 	if files || r.status == http.StatusNoContent {
 		return nil

@@ -60,9 +60,10 @@ type Config struct {
 // Client speaks with one organisation. It is safe for concurrent use; all its
 // users share its rate limit.
 type Client struct {
+	*Downloader // Which signs in where the service has packages itself.
+
 	url       string
 	sdk       *sdk.Client
-	downloads *http.Client
 	log       *slog.Logger
 	malformed *changeLog
 }
@@ -94,19 +95,8 @@ func New(config Config) (*Client, error) {
 	if base.Scheme == "http" && !isLoopback(base.Hostname()) {
 		config.Logger.Warn("the token is sent without encryption: use an https URL", slog.String("url", bareURL(base)))
 	}
-	t := &transport{
-		base:     config.Transport,
-		origin:   base,
-		token:    config.Token,
-		scheme:   config.Scheme,
-		agent:    config.UserAgent,
-		timeout:  config.Timeout,
-		attempts: config.Attempts,
-		backOff:  config.BackOff,
-		gate:     &gate{limit: config.LongestWait},
-		recorder: config.Recorder,
-		log:      config.Logger,
-	}
+	t := config.transport()
+	t.origin, t.token, t.scheme = base, config.Token, config.Scheme
 	address := bareURL(base)
 	// Not through the SDK's constructors: they lower-case the URL's path, have no
 	// way in for a transport, and ask for resource areas, which this area's routes
@@ -118,10 +108,24 @@ func New(config Config) (*Client, error) {
 			Transport:     t,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		})),
-		downloads: newDownloader(t),
-		log:       config.Logger,
-		malformed: newChangeLog(),
+		Downloader: newDownloader(t),
+		log:        config.Logger,
+		malformed:  newChangeLog(),
 	}, nil
+}
+
+// transport is that of the configuration, which signs in nowhere yet.
+func (c *Config) transport() *transport {
+	return &transport{
+		base:     c.Transport,
+		agent:    c.UserAgent,
+		timeout:  c.Timeout,
+		attempts: c.Attempts,
+		backOff:  c.BackOff,
+		gate:     &gate{limit: c.LongestWait},
+		recorder: c.Recorder,
+		log:      c.Logger,
+	}
 }
 
 // URL is the organisation's or collection's, without a slash at the end.

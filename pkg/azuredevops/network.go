@@ -141,8 +141,13 @@ func (e *refusedByProxy) Error() string {
 	return fmt.Sprintf("the proxy answered %d %s", e.status, http.StatusText(e.status))
 }
 
-// Unwrap lets errors.Is find ErrProxy.
-func (e *refusedByProxy) Unwrap() error { return ErrProxy }
+// Unwrap lets errors.Is find ErrProxy where it was the proxy itself that refused.
+func (e *refusedByProxy) Unwrap() error {
+	if e.status >= 500 {
+		return nil
+	}
+	return ErrProxy
+}
 
 // remedyProxy is what to do where a proxy wants to know who asks.
 const remedyProxy = "give the proxy's user and password: the scaler's in AZP_PROXY_USERNAME_FILE and AZP_PROXY_PASSWORD_FILE, the agents' in the Secret that AZP_AGENT_PROXY_SECRET names"

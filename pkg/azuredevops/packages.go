@@ -22,6 +22,27 @@ type Package struct {
 	Filename string
 }
 
+// Validate tells what keeps the package from being downloaded.
+func (p Package) Validate() error {
+	u, err := url.Parse(p.URL)
+	if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
+		return fmt.Errorf("package %s: its download URL is none", p.Version)
+	}
+	if sum, err := hex.DecodeString(p.SHA256); err != nil || len(sum) != sha256.Size {
+		return fmt.Errorf("package %s: %.80q is no SHA-256 in hex", p.Version, p.SHA256)
+	}
+	return nil
+}
+
+// NameFromURL gives the name that the package has where it lies.
+func (p Package) NameFromURL() string {
+	u, err := url.Parse(p.URL)
+	if err != nil {
+		return ""
+	}
+	return path.Base(u.Path)
+}
+
 // maxRedirects bounds how often a download is sent elsewhere.
 const maxRedirects = 5
 
@@ -92,15 +113,11 @@ func decodePackage(row []byte) (Package, error) {
 		SHA256:   strings.ToLower(strings.ReplaceAll(wire.HashValue, "-", "")),
 		Filename: wire.Filename,
 	}
-	u, err := url.Parse(p.URL)
-	if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
-		return Package{}, fmt.Errorf("package %s: its download URL is none", p.Version)
-	}
-	if sum, err := hex.DecodeString(p.SHA256); err != nil || len(sum) != sha256.Size {
-		return Package{}, fmt.Errorf("package %s: hashValue %.80q is no SHA-256 in hex", p.Version, wire.HashValue)
+	if err := p.Validate(); err != nil {
+		return Package{}, err
 	}
 	if p.Filename == "" {
-		p.Filename = path.Base(u.Path)
+		p.Filename = p.NameFromURL()
 	}
 	// The name may become a file's: it must not lead out of a directory.
 	if p.Filename != path.Base(p.Filename) || strings.ContainsAny(p.Filename, `\:`) || strings.HasPrefix(p.Filename, ".") || p.Filename == "/" {
@@ -109,14 +126,31 @@ func decodePackage(row []byte) (Package, error) {
 	return p, nil
 }
 
+// Downloader downloads packages.
+type Downloader struct{ http *http.Client }
+
+// NewDownloader makes a downloader that signs in nowhere, as packages mostly lie on public
+// networks. URL and Token of the configuration are not used.
+func NewDownloader(config Config) (*Downloader, error) {
+	way, err := NewTransport(config.CAFile, config.Proxy)
+	if err != nil {
+		return nil, err
+	}
+	config.setDefaults()
+	if config.Transport == nil {
+		config.Transport = way
+	}
+	return newDownloader(config.transport()), nil
+}
+
 // Download writes a package to w and checks its SHA-256 on the way. progress, if
 // not nil, is called after every piece with the bytes so far and in all, the
 // latter -1 where the server does not say. On an error, ErrWrongHash among them,
 // throw away what was written. Once bytes have come it is not tried again, since w
 // cannot be taken back.
 //
-// The token is sent only if the package lies on the service's own host.
-func (c *Client) Download(ctx context.Context, p Package, w io.Writer, progress func(done, total int64)) error {
+// A client's token is sent only if the package lies on the service's own host.
+func (d *Downloader) Download(ctx context.Context, p Package, w io.Writer, progress func(done, total int64)) error {
 	if progress == nil {
 		progress = func(int64, int64) {}
 	}
@@ -129,9 +163,18 @@ func (c *Client) Download(ctx context.Context, p Package, w io.Writer, progress 
 		e.Op, e.Method, e.URL = OpDownload, req.Method, bareURL(req.URL)
 		return e
 	}
-	resp, err := c.downloads.Do(req)
+	resp, err := d.http.Do(req)
 	if err != nil {
-		return c.failure(OpDownload, err)
+		var known *Error
+		if errors.As(err, &known) {
+			return known
+		}
+		// Without the URL, whose query may hold a signature.
+		var sent *url.Error
+		if errors.As(err, &sent) {
+			err = sent.Err
+		}
+		return fail(&Error{Kind: ErrUnexpectedAnswer, Err: err})
 	}
 	defer drop(resp.Body)
 	if resp.StatusCode != http.StatusOK {
@@ -171,8 +214,8 @@ func (m *meter) Write(p []byte) (int, error) {
 
 // newDownloader follows redirects, unlike the rest of the client: packages lie on
 // content networks. The transport gives the token to the service's host alone.
-func newDownloader(t *transport) *http.Client {
-	return &http.Client{
+func newDownloader(t *transport) *Downloader {
+	return &Downloader{http: &http.Client{
 		Transport: t,
 		CheckRedirect: func(req *http.Request, via []*http.Request) error {
 			if len(via) > maxRedirects {
@@ -183,5 +226,5 @@ func newDownloader(t *transport) *http.Client {
 			}
 			return nil
 		},
-	}
+	}}
 }

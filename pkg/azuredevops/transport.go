@@ -33,8 +33,8 @@ var errAttemptTime = errors.New("time limit of the request")
 // so that no layer above can mistake them.
 type transport struct {
 	base     http.RoundTripper
-	origin   *url.URL // The only scheme and host that get the token.
-	token    TokenSource
+	origin   *url.URL    // The only scheme and host that get the token.
+	token    TokenSource // Nil signs in nowhere.
 	scheme   Scheme
 	agent    string // Added to the User-Agent.
 	timeout  time.Duration
@@ -100,9 +100,11 @@ func (t *transport) attempt(req *http.Request, c call) (*http.Response, *Error) 
 		}
 		return nil, fail(failed(req.Context(), err))
 	}
-	secret, err := t.token.Token(req.Context())
-	if err != nil {
-		return nil, fail(&Error{Kind: ErrAuthentication, Message: "no token to sign in with", Err: err})
+	var secret Secret
+	if t.token != nil {
+		if secret, err = t.token.Token(req.Context()); err != nil {
+			return nil, fail(&Error{Kind: ErrAuthentication, Message: "no token to sign in with", Err: err})
+		}
 	}
 
 	ctx, cancel := context.WithCancelCause(req.Context())
@@ -165,7 +167,7 @@ func (t *transport) signed(ctx context.Context, req *http.Request, secret Secret
 	out.Header.Del("Authorization")
 	// A followed redirect's, whose query may hold a signature.
 	out.Header.Del("Referer")
-	if sameOrigin(req.URL, t.origin) {
+	if t.token != nil && sameOrigin(req.URL, t.origin) {
 		out.Header.Set("Authorization", authorization(t.scheme, secret))
 	}
 	if out.Header.Get("Accept") == "" {
@@ -272,6 +274,9 @@ func hasHTML(h http.Header) bool { return strings.Contains(h.Get("Content-Type")
 
 // hideSecret keeps the token out of an error even where the service echoes it.
 func hideSecret(e *Error, secret Secret) *Error {
+	if secret == "" {
+		return e
+	}
 	e.Message = strings.ReplaceAll(e.Message, secret.Reveal(), redacted)
 	return e
 }

@@ -151,8 +151,10 @@ func addPod(j *agentpool.AgentJob, pod *corev1.Pod) {
 	}
 	if podOver(pod) && j.Ended.IsZero() {
 		j.Ended = podEnd(pod)
-		if configure := containerStatus(pod.Status.InitContainerStatuses, agentjob.ContainerConfigure); configure != nil && configure.State.Terminated != nil {
-			j.ExitCode = int(configure.State.Terminated.ExitCode)
+		for _, name := range []string{agentjob.ContainerConfigure, agentjob.ContainerDownload} {
+			if first := containerStatus(pod.Status.InitContainerStatuses, name); first != nil && first.State.Terminated != nil {
+				j.ExitCode = int(first.State.Terminated.ExitCode)
+			}
 		}
 	}
 }

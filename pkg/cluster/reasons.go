@@ -139,11 +139,11 @@ func initReason(name string, ended *corev1.ContainerStateTerminated) agentpool.R
 	switch {
 	case ended.Reason == reasonOOMKilled:
 		return agentpool.ReasonOutOfMemory
-	case name != agentjob.ContainerConfigure && name != agentjob.ContainerRemove:
+	case name != agentjob.ContainerConfigure && name != agentjob.ContainerRemove && name != agentjob.ContainerDownload:
 		return agentpool.ReasonContainerCreation
 	}
 	result, _ := outcomeOf(ended.ExitCode)
-	if name == agentjob.ContainerConfigure && result.reason == agentpool.ReasonCrashed {
+	if name != agentjob.ContainerRemove && result.reason == agentpool.ReasonCrashed {
 		// Ended by a signal, or by its limit: the agent was not there yet.
 		return agentpool.ReasonConfigureFailed
 	}

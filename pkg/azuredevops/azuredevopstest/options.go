@@ -76,6 +76,9 @@ type Options struct {
 	Tokens []Token
 	// Packages are the agents to download.
 	Packages []AgentPackage
+	// SignInToDownload has the service itself serve the packages, to those who may read
+	// pools, as an Azure DevOps Server may that has no way to the public network.
+	SignInToDownload bool
 	// ParallelJobs is the number of jobs the organisation may run at once;
 	// 0 means no limit.
 	ParallelJobs int

@@ -153,7 +153,7 @@ func (c *call) getPackage() error {
 	return fail(http.StatusNotFound, "PackageNotFoundException", "No package found for %s %s.", c.vars["platform"], c.vars["version"])
 }
 
-// downloadPackage streams a tarball. It needs no sign-in, as the service's
+// downloadPackage streams a tarball. Mostly it needs no sign-in, as the service's
 // downloads come from a public network.
 func (c *call) downloadPackage() error {
 	for _, p := range c.srv.packages.all {

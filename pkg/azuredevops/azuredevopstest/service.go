@@ -44,6 +44,10 @@ func (s *Server) table() []route {
 		agents = dt + "pools/{poolId}/agents"
 		plans  = "{scope}/" + dt + "hubs/{hub}/plans/{planId}/"
 	)
+	downloads := accessOpen
+	if s.opts.SignInToDownload {
+		downloads = accessRead
+	}
 	var routes []route
 	add := func(operation, method, path string, who access, handle func(*call) error) {
 		routes = append(routes, route{operation, method, strings.Split(path, "/"), who, handle})
@@ -77,7 +81,7 @@ func (s *Server) table() []route {
 	add("packages.list", http.MethodGet, dt+"packages/{type}", accessRead, (*call).listPackages)
 	add("packages.list", http.MethodGet, dt+"packages/{type}/{platform}", accessRead, (*call).listPackages)
 	add("packages.get", http.MethodGet, dt+"packages/{type}/{platform}/{version}", accessRead, (*call).getPackage)
-	add("packages.download", http.MethodGet, downloadPath+"/{type}/{version}/{filename}", accessOpen, (*call).downloadPackage)
+	add("packages.download", http.MethodGet, downloadPath+"/{type}/{version}/{filename}", downloads, (*call).downloadPackage)
 	add("resourceusage", http.MethodGet, dt+"resourceusage", accessRead, (*call).resourceUsage)
 
 	add("timeline.get", http.MethodGet, plans+"timelines/{timelineId}/records", accessJob, (*call).getRecords)
