@@ -19,6 +19,7 @@ import (
 	"github.com/azp-scaler/azp-scaler/test/cluster"
 	"github.com/azp-scaler/azp-scaler/test/e2e/hostnode"
 	"github.com/azp-scaler/azp-scaler/test/e2e/interpose"
+	"github.com/azp-scaler/azp-scaler/test/forwardproxy"
 )
 
 // Options says how to set the system up. The zero value with a Dir is good.
@@ -43,6 +44,9 @@ type Options struct {
 	// Download has pods download the agent from the service, instead of finding
 	// it in the image.
 	Download bool
+	// Proxy has nobody reach the service but through a proxy that wants to be told a user and
+	// password: the service has a name that only the proxy resolves.
+	Proxy bool
 	// AgentFaults are traps of the stand-in agent, as test/fakeagent names them.
 	AgentFaults []string
 	// Interpose is asked around each write of the scaler to the API server, and
@@ -62,6 +66,9 @@ type Env struct {
 	*Installation // The first one; Install adds others.
 
 	Service *Service
+	// Proxy is the way to the service, where the options want one, else nil. It tells the
+	// scaler, ProxyUserScaler, from the agents, ProxyUserAgents.
+	Proxy *forwardproxy.Proxy
 	// Warm is how many agents each installation keeps waiting at most in this run,
 	// for the auditor.
 	Warm int
@@ -182,7 +189,14 @@ func (e *Env) startService(dir string, options Options) error {
 	service.Seed = options.Seed
 	service.Packages = append(service.Packages, e.built.agentPackage)
 	var err error
-	if e.Service, err = startService(e.cluster.HostAddress(), filepath.Join(dir, serviceLogName), service); err != nil {
+	name := e.cluster.HostAddress()
+	if options.Proxy {
+		name = hiddenName
+		if err := e.startProxy(); err != nil {
+			return err
+		}
+	}
+	if e.Service, err = startService(e.cluster.HostAddress(), name, filepath.Join(dir, serviceLogName), service); err != nil {
 		return err
 	}
 	if err := e.Service.admit(e.Installation); err != nil {
@@ -227,6 +241,9 @@ func (e *Env) Close(ctx context.Context) error {
 	// only complain.
 	if e.cluster != nil {
 		failures = append(failures, e.cluster.Stop(ctx))
+	}
+	if e.Proxy != nil {
+		e.Proxy.Close()
 	}
 	if e.Service != nil {
 		failures = append(failures, e.Service.close())

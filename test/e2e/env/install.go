@@ -38,6 +38,9 @@ func (in *Installation) install(ctx context.Context, root string) error {
 	if _, err := e.Admin.CoreV1().ConfigMaps(in.AgentsNamespace).Create(ctx, authority, metav1.CreateOptions{}); err != nil {
 		return fmt.Errorf("the service's certificate authority: %w", err)
 	}
+	if err := in.installProxy(ctx); err != nil {
+		return err
+	}
 	if e.options.Registration == registrationJIT {
 		return nil // Nobody but the scaler signs in with it.
 	}

@@ -105,6 +105,9 @@ func (in *Installation) prepareScaler(ctx context.Context, override map[string]s
 	if e.options.Registration != "" {
 		settings["AZP_REGISTRATION"] = e.options.Registration
 	}
+	if err := e.proxySettings(settings); err != nil {
+		return err
+	}
 	maps.Copy(settings, override)
 	// The log is of this run alone.
 	if err := os.Remove(in.ScalerLog); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -36,9 +36,10 @@ type Service struct {
 // administrator is the identity of whoever may change everything in the pool.
 const administrator = "administrator"
 
-// startService starts the fake at an address that pods can reach. The options
-// are those of the caller; sign-in, the audit log and defaults are set here.
-func startService(host, auditPath string, options azuredevopstest.Options) (*Service, error) {
+// startService starts the fake at an address that pods can reach, or that whoever can whom
+// they go through, under a name of its own. The options are those of the caller; sign-in,
+// the audit log and defaults are set here.
+func startService(host, name, auditPath string, options azuredevopstest.Options) (*Service, error) {
 	log, err := os.OpenFile(auditPath, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("the service's audit log: %w", err)
@@ -51,17 +52,24 @@ func startService(host, auditPath string, options azuredevopstest.Options) (*Ser
 	if s.Server, err = azuredevopstest.New(options); err != nil {
 		return nil, errors.Join(fmt.Errorf("the fake Azure DevOps: %w", err), log.Close())
 	}
-	endpoint, err := s.StartTLS(net.JoinHostPort(host, "0"), host)
+	endpoint, err := s.StartTLS(net.JoinHostPort(host, "0"), host, name)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("the fake Azure DevOps: %w", err), s.close())
 	}
-	s.URL, s.CA = endpoint.URL, endpoint.CAPEM
+	s.URL, s.CA = strings.Replace(endpoint.URL, "://"+host, "://"+name, 1), endpoint.CAPEM
 	s.PoolID = s.CreatePool(Pool)
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(s.CA) {
 		return nil, errors.Join(errors.New("the fake Azure DevOps gave a certificate authority that does not parse"), s.close())
 	}
-	s.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}}
+	address := strings.TrimPrefix(endpoint.Origin, "https://")
+	s.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		// Whatever the name: the tests are on the inner side of a proxy.
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, address)
+		},
+	}}
 	return s, nil
 }
 
