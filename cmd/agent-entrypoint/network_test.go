@@ -217,6 +217,7 @@ func TestDownloadStepFailures(t *testing.T) {
 		"no URL":      {func(p *pod) { p.env["AZP_PACKAGE_URL"] = "" }, 11, []string{"AZP_PACKAGE_URL", "download URL"}},
 		"no hash":     {func(p *pod) { p.env["AZP_PACKAGE_SHA256"] = "abc" }, 11, []string{"AZP_PACKAGE_SHA256", `"abc"`}},
 		"a wrong one": {func(p *pod) { p.env["AZP_PACKAGE_SHA256"] = strings.Repeat("0", 64) }, 13, []string{"SHA-256", "4.248.0"}},
+		"not for it":  {func(p *pod) { p.env["AZP_PLATFORM"] = "linux-s390x" }, 11, []string{"linux-s390x", "kubernetes.io/arch"}},
 		"not there":   {func(p *pod) { p.env["AZP_PACKAGE_URL"] += ".not" }, 11, []string{"status 404"}},
 		"no server":   {func(p *pod) { p.env["AZP_PACKAGE_URL"] = "https://" + freeAddress(p.t) + "/agent.tar.gz" }, 13, []string{"refused"}},
 		"no room":     {func(p *pod) { p.must(os.RemoveAll(p.path("root"))) }, 11, []string{"AZP_AGENT_ROOT"}},

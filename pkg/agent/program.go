@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +43,9 @@ func (s *Supervisor) Download(ctx context.Context, from Downloads) Outcome {
 	pkg := s.settings.Package
 	pkg.Version, pkg.Filename = s.settings.Version, pkg.NameFromURL()
 	err := s.checkRoot()
+	if err == nil && !runsOn(s.settings.Platform, runtime.GOARCH) {
+		err = fail(ExitConfiguration, "the package is for the platform %s, and this node's processor is %s: have the class ask for its kind of node (nodeSelector kubernetes.io/arch)", s.settings.Platform, runtime.GOARCH)
+	}
 	if err == nil {
 		err = s.ensureProgram(ctx, given{Downloads: from, pkg: pkg})
 	}
@@ -53,6 +58,13 @@ func (s *Supervisor) Download(ctx context.Context, from Downloads) Outcome {
 		return Outcome{Code: ExitNoBuild, Message: "asked to stop before the agent program was there: " + o.Message}
 	}
 	return o
+}
+
+// runsOn reports whether a package of the platform runs on a processor, as Go calls it. What
+// is unknown is left to the try.
+func runsOn(platform, processor string) bool {
+	own, known := map[string]string{"amd64": "-x64", "arm64": "-arm64", "arm": "-arm"}[processor]
+	return !known || strings.HasSuffix(platform, own)
 }
 
 // checkRoot makes sure that the agent program can live in its root.

@@ -58,6 +58,7 @@ func (b *builder) download(agent corev1.Container) corev1.Container {
 	}
 	secureContainer(&c)
 	b.setEnvironment(&c, map[string]string{
+		"AZP_PLATFORM":       b.settings.Package.Platform,
 		"AZP_PACKAGE_URL":    b.settings.Package.URL,
 		"AZP_PACKAGE_SHA256": b.settings.Package.SHA256,
 		"AZP_AGENT_VERSION":  b.settings.Package.Version,

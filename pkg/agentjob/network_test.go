@@ -16,7 +16,7 @@ import (
 func behindProxy() agentjob.Settings {
 	s := settings()
 	s.AgentSource = agentjob.SourceDownload
-	s.Package = agentjob.Package{Version: "4.248.0", URL: "https://cdn.example/agent.tar.gz", SHA256: strings.Repeat("0f", 32)}
+	s.Package = agentjob.Package{Platform: "linux-x64", Version: "4.248.0", URL: "https://cdn.example/agent.tar.gz", SHA256: strings.Repeat("0f", 32)}
 	s.CAConfigMap = "azp-ca"
 	s.ProxyURL, s.ProxySecret, s.NoProxy = "http://proxy.example:3128", "azp-proxy", ".internal.example"
 	return s

@@ -97,9 +97,10 @@ type Settings struct {
 
 // Package is a package of the agent program, as the service offers it to whoever may ask.
 type Package struct {
-	Version string // Such as 4.248.0.
-	URL     string
-	SHA256  string // In hex.
+	Platform string // Such as linux-x64.
+	Version  string // Such as 4.248.0.
+	URL      string
+	SHA256   string // In hex.
 }
 
 // DefaultSettings are the defaults; the identity is still to be filled in.

@@ -42,7 +42,7 @@ func TestPackages(t *testing.T) {
 		t.Helper()
 		want := agentjob.Package{Version: version}
 		if platform != "" {
-			want.URL, want.SHA256 = "https://cdn.test/"+platform, "00ff"
+			want.Platform, want.URL, want.SHA256 = platform, "https://cdn.test/"+platform, "00ff"
 		}
 		if got, err := p.of(t.Context(), s, c); err != nil || got != want || len(asked) != questions {
 			t.Errorf("got %+v after the questions %q, %v; want %+v after %d", got, asked, err, want, questions)

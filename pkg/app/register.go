@@ -113,10 +113,11 @@ func (p packages) of(ctx context.Context, settings agentjob.Settings, class agen
 	if !download && version != "" {
 		return agentjob.Package{Version: version}, nil
 	}
-	found, err := p.get(ctx, cmp.Or(platform, platformOf(class.Capabilities))+" "+version)
+	platform = cmp.Or(platform, platformOf(class.Capabilities))
+	found, err := p.get(ctx, platform+" "+version)
 	switch {
 	case err == nil, found.Version != "" && passing(err):
-		return agentjob.Package{Version: found.Version, URL: found.URL, SHA256: found.SHA256}, nil
+		return agentjob.Package{Platform: platform, Version: found.Version, URL: found.URL, SHA256: found.SHA256}, nil
 	case download:
 		return agentjob.Package{}, fmt.Errorf("the agent program's package: %w", err)
 	default:
