@@ -13,6 +13,3 @@ func (a *App) UseCluster(client kubernetes.Interface) { a.kube = client }
 func (a *App) UseRenewing(source renewing, every time.Duration) {
 	a.renewing, a.keepEvery = source, every
 }
-
-// TokenMargin is what a token must still have left.
-const TokenMargin = tokenMargin

@@ -29,6 +29,8 @@ const (
 	keepEvery = 15 * time.Second
 	// tokenMargin is what a token must still have left for a pod that is made now.
 	tokenMargin = 30 * time.Second
+	// keepShare is the part of a token's life that both are at most, where that is short.
+	keepShare = 10
 	// keepTimeout bounds one renewal with its writes.
 	keepTimeout = time.Minute
 	syncPoll    = 50 * time.Millisecond
@@ -53,9 +55,10 @@ type tokenKeeper struct {
 	lacked bool // What missing came to when changed was called last.
 
 	mu    sync.Mutex
-	tried bool      // The first turn is over.
-	until time.Time // The end of the token that is in the Secret, as far as is known.
-	err   error     // Why the last turn failed.
+	tried bool          // The first turn is over.
+	until time.Time     // The end of the token that is in the Secret, as far as is known.
+	life  time.Duration // What it had left when it was first seen there.
+	err   error         // Why the last turn failed.
 }
 
 // newTokenKeeper gives nil where the scaler's token is not one that is renewed.
@@ -118,8 +121,15 @@ func (k *tokenKeeper) run(ctx context.Context, synced func() bool) error {
 		case <-k.wake:
 		}
 		k.turn(ctx)
-		timer.Reset(k.every)
+		timer.Reset(k.pause())
 	}
+}
+
+// pause is the time until the next turn.
+func (k *tokenKeeper) pause() time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return max(min(k.every, k.life/keepShare), min(k.every, time.Second))
 }
 
 // look has the keeper look soon, as the classes have changed. It never blocks.
@@ -166,8 +176,9 @@ func (k *tokenKeeper) keep(ctx context.Context) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.err = err
-	if !errors.Is(err, cluster.ErrUnavailable) { // Who can't be asked has not changed anything either.
-		k.until = until
+	// An API server that can't be asked has changed nothing either.
+	if !errors.Is(err, cluster.ErrUnavailable) && !until.Equal(k.until) {
+		k.until, k.life = until, max(0, until.Sub(k.now()))
 		k.metric.set(until)
 	}
 	if err == nil {
@@ -213,7 +224,7 @@ func (k *tokenKeeper) missing() error {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.now().Add(tokenMargin).Before(k.until) {
+	if k.now().Add(min(tokenMargin, k.life/keepShare)).Before(k.until) {
 		return nil
 	}
 	return &noTokenError{secret: k.secret.String(), until: k.until, err: k.err}
@@ -247,6 +258,8 @@ func (e *noTokenError) Reason() agentpool.Reason {
 		return agentpool.ReasonMissingObject
 	case errors.As(e.err, &reasoned):
 		return reasoned.Reason()
+	case errors.Is(e.err, azuredevops.ErrUnavailable):
+		return agentpool.ReasonUnreachable
 	default:
 		return agentpool.ReasonCredential
 	}

@@ -162,7 +162,7 @@ func metricOf(at time.Time) string { return strconv.FormatFloat(float64(at.Unix(
 
 // TestATokenThatEndsStopsItsClasses: an issuer that fails is no matter while the token is good.
 func TestATokenThatEndsStopsItsClasses(t *testing.T) {
-	source := &renewed{token: "only", ends: time.Now().Add(app.TokenMargin + 5*time.Second)}
+	source := &renewed{token: "only", ends: time.Now().Add(6 * time.Second)}
 	w := tokenWorld(t, source, class("java", "java"))
 	w.deleteToken(t)
 	done, stop := w.start(t)
