@@ -350,6 +350,28 @@ func TestNode(t *testing.T) {
 		}
 	})
 
+	t.Run("a changed Secret shows in its volume", func(t *testing.T) {
+		t.Parallel()
+		secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "changing"}, StringData: map[string]string{"token": "old"}}
+		if _, err := f.client.CoreV1().Secrets("default").Create(t.Context(), secret, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		f.run(t, "refreshed", func(spec *corev1.PodSpec) {
+			shared(spec)
+			spec.Volumes = append(spec.Volumes, corev1.Volume{Name: "token", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "changing"}}})
+			main := shell("main", `while ! grep -q new "$TOKEN"; do sleep 0.1; done`)
+			main.Env = append(main.Env, corev1.EnvVar{Name: "TOKEN", Value: "/token/token"})
+			main.VolumeMounts = append(main.VolumeMounts, corev1.VolumeMount{Name: "token", MountPath: "/token"})
+			spec.Containers = []corev1.Container{main}
+		})
+		f.await(t, "refreshed", "running", phase(corev1.PodRunning))
+		secret.StringData = map[string]string{"token": "new"}
+		if _, err := f.client.CoreV1().Secrets("default").Update(t.Context(), secret, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		f.await(t, "refreshed", "succeeded", phase(corev1.PodSucceeded))
+	})
+
 	t.Run("what it cannot do it says", func(t *testing.T) {
 		t.Parallel()
 		f.run(t, "unknown", func(spec *corev1.PodSpec) {

@@ -70,7 +70,11 @@ func (p *pod) delete(graceSeconds *int64) {
 // run takes the pod from its start to its end. When the node closes, everything
 // is killed.
 func (p *pod) run(ctx context.Context) {
+	refreshing, stop := context.WithCancel(ctx)
+	var refresh sync.WaitGroup
 	defer func() {
+		stop()
+		refresh.Wait()
 		for _, c := range p.all() {
 			c.kill()
 		}
@@ -79,10 +83,14 @@ func (p *pod) run(ctx context.Context) {
 		}
 	}()
 	p.report(ctx)
-	if p.prepare(ctx) && p.initialise(ctx) {
-		p.serve(ctx)
+	if p.prepare(ctx) {
+		refresh.Go(func() { p.refreshSecrets(refreshing) })
+		if p.initialise(ctx) {
+			p.serve(ctx)
+		}
 	}
 	p.end(ctx)
+	stop()
 	if ctx.Err() != nil {
 		return
 	}

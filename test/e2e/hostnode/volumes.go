@@ -1,6 +1,7 @@
 package hostnode
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -56,6 +58,51 @@ func (p *pod) makeVolumes(ctx context.Context) error {
 		p.volumes[volume.Name] = dir
 	}
 	return nil
+}
+
+// refreshEvery is how often mounted Secrets are compared with what they are by now: as on the
+// real node of the tests, whose kubelet is set to that.
+const refreshEvery = 10 * time.Second
+
+// refreshSecrets shows changed Secrets in their volumes until the context ends. One that can't be
+// read stays as it is, as with a kubelet.
+func (p *pod) refreshSecrets(ctx context.Context) {
+	ticker := time.NewTicker(refreshEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		for i := range p.object.Spec.Volumes {
+			volume := &p.object.Spec.Volumes[i]
+			if volume.Secret == nil {
+				continue
+			}
+			files, err := p.secret(ctx, volume.Secret.SecretName, volume.Secret.Items)
+			if err != nil {
+				continue
+			}
+			for name, content := range files {
+				if err := replaceFile(filepath.Join(p.volumes[volume.Name], filepath.Base(name)), content); err != nil {
+					p.node.options.Problem(fmt.Errorf("refresh volume %q of pod %s: %w", volume.Name, p.object.Name, err))
+				}
+			}
+		}
+	}
+}
+
+// replaceFile changes a file as a whole, if it is to be another.
+func replaceFile(path string, content []byte) error {
+	if there, err := os.ReadFile(path); err == nil && bytes.Equal(there, content) {
+		return nil
+	}
+	next := path + ".next"
+	if err := os.WriteFile(next, content, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(next, path)
 }
 
 // imageDir is the pod's copy of a directory of the image.
