@@ -44,8 +44,7 @@ func (in *Installation) install(ctx context.Context, root string) error {
 	if e.options.Registration == registrationJIT {
 		return nil // Nobody but the scaler signs in with it.
 	}
-	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: TokenSecret}, StringData: map[string]string{tokenKey: in.token}}
-	if _, err := e.Admin.CoreV1().Secrets(in.AgentsNamespace).Create(ctx, secret, metav1.CreateOptions{}); err != nil {
+	if _, err := e.Admin.CoreV1().Secrets(in.AgentsNamespace).Create(ctx, in.agentToken(), metav1.CreateOptions{}); err != nil {
 		return fmt.Errorf("the pool's token: %w", err)
 	}
 	return nil

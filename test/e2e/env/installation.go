@@ -33,6 +33,7 @@ type Installation struct {
 
 	env     *Env
 	token   string
+	tokens  int              // How often it was replaced.
 	classes map[string]Class // Those that are there, by name.
 	proxy   *interpose.Proxy
 }
@@ -84,8 +85,7 @@ func (in *Installation) prepareScaler(ctx context.Context, override map[string]s
 			return fmt.Errorf("stand between scaler and API server: %w", err)
 		}
 	}
-	tokenFile := filepath.Join(e.private, "pool-token-"+in.Name)
-	if err := os.WriteFile(tokenFile, []byte(in.token), 0o600); err != nil {
+	if err := in.writeToken(); err != nil {
 		return fmt.Errorf("the pool's token: %w", err)
 	}
 	source := "image"
@@ -93,7 +93,7 @@ func (in *Installation) prepareScaler(ctx context.Context, override map[string]s
 		source = "download"
 	}
 	settings := map[string]string{
-		"AZP_URL": e.Service.URL, "AZP_POOL": Pool, "AZP_TOKEN_FILE": tokenFile, "AZP_CA_FILE": e.CAFile,
+		"AZP_URL": e.Service.URL, "AZP_POOL": Pool, "AZP_TOKEN_FILE": in.tokenFile(), "AZP_CA_FILE": e.CAFile,
 		"KUBECONFIG": kubeconfig, "AZP_NAMESPACE": in.AgentsNamespace, "AZP_RELEASE": in.Name,
 		"AZP_AGENT_IMAGE": AgentImage, "AZP_AGENT_IMAGE_PULL_POLICY": "Never", "AZP_AGENT_SOURCE": source,
 		"AZP_AGENT_TOKEN_SECRET": TokenSecret, "AZP_AGENT_TOKEN_SECRET_KEY": tokenKey, "AZP_AGENT_CA_CONFIGMAP": caConfigMap,
