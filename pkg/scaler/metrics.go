@@ -95,7 +95,7 @@ func (m *Metrics) swept(pool, kind string, n int) {
 type stateCollector struct {
 	queueDepth, oldestWait, requests, agents, stuck, skipped, lastPoll, blocked *prometheus.Desc
 
-	mismatch, warm, warmWanted *prometheus.Desc
+	mismatch, warm, warmWanted, leading *prometheus.Desc
 
 	mu    sync.Mutex
 	pools []watched
@@ -122,6 +122,7 @@ func newStateCollector() *stateCollector {
 		blocked:    desc("azp_scaler_classes_blocked", "Classes of agent that can't be served now.", "pool"),
 		mismatch:   desc("azp_scaler_class_mismatch", "Whether the agents of a class were found to lack what it claims (1 or 0).", "pool", "class"),
 		warm:       desc("azp_scaler_warm_agents", "Agents that wait, or start to wait, beyond need, of classes that keep some.", "pool", "class"),
+		leading:    desc("azp_scaler_leading", "Whether this replica serves the pool (1), or stands by (0) and has none of the pool's other gauges.", "pool"),
 		warmWanted: desc("azp_scaler_warm_agents_wanted", "Agents that a class is to keep waiting beyond need.", "pool", "class"),
 	}
 }
@@ -134,7 +135,7 @@ func (c *stateCollector) add(pool string, status func() Status, now func() time.
 
 // Describe implements prometheus.Collector.
 func (c *stateCollector) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{c.queueDepth, c.oldestWait, c.requests, c.agents, c.stuck, c.skipped, c.lastPoll, c.blocked, c.mismatch, c.warm, c.warmWanted} {
+	for _, desc := range []*prometheus.Desc{c.queueDepth, c.oldestWait, c.requests, c.agents, c.stuck, c.skipped, c.lastPoll, c.blocked, c.mismatch, c.warm, c.warmWanted, c.leading} {
 		descs <- desc
 	}
 }
@@ -153,6 +154,12 @@ func (c *stateCollector) collect(metrics chan<- prometheus.Metric, w watched) {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, append([]string{w.pool}, labels...)...)
 	}
 	status := w.status()
+	if status.Standby {
+		// The one that serves the pool tells of it: two would be added up.
+		gauge(c.leading, 0)
+		return
+	}
+	gauge(c.leading, 1)
 	view := status.View
 	wait := 0.0
 	if !view.OldestQueue.IsZero() {

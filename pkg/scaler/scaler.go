@@ -143,15 +143,24 @@ type Scaler struct {
 func New(config Config, service Service, cluster Cluster, metrics *Metrics, log *slog.Logger, now func() time.Time) *Scaler {
 	s := &Scaler{
 		config: config, service: service, cluster: cluster, metrics: metrics, now: now,
-		log:      log.With("pool", config.Pool.Name),
-		memory:   newMemory(),
-		wake:     make(chan struct{}, 1),
-		notify:   make(chan struct{}, 1),
-		complain: newChanges(),
+		log:    log.With("pool", config.Pool.Name),
+		wake:   make(chan struct{}, 1),
+		notify: make(chan struct{}, 1),
 	}
-	s.status.Store(&Status{Pool: config.Pool.Name, Waiting: "the cache of Jobs and pods is not filled yet"})
+	s.forget()
 	metrics.watch(config.Pool.Name, s.Status, now)
 	return s
+}
+
+// forget makes the Scaler one that has just been made. What it knew may be untrue by
+// the time that it works again, as another may have worked for the pool meanwhile.
+func (s *Scaler) forget() {
+	s.memory, s.complain = newMemory(), newChanges()
+	s.due.agents, s.due.sweep, s.due.check, s.due.parallel = time.Time{}, time.Time{}, time.Time{}, time.Time{}
+	s.blocked, s.standing, s.parallel, s.failures = nil, nil, 0, 0
+	s.recheck.Store(false)
+	s.turned.Store(nil)
+	s.status.Store(&Status{Pool: s.config.Pool.Name, Standby: true})
 }
 
 // Wake asks for a cycle soon. It never blocks.
@@ -174,8 +183,11 @@ func signal(c chan struct{}) {
 }
 
 // Run polls, plans and applies until ctx ends. It returns nil then, and waits
-// for what is under way, each operation being bounded by the call time-out.
+// for what is under way, each operation being bounded by the call time-out. It may be
+// called again when it has returned, and begins anew then.
 func (s *Scaler) Run(ctx context.Context) error {
+	defer s.forget()
+	s.status.Store(&Status{Pool: s.config.Pool.Name, Waiting: "the cache of Jobs and pods is not filled yet"})
 	if err := s.waitForSync(ctx); err != nil {
 		return ignoreStop(ctx, err)
 	}

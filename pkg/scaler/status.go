@@ -10,7 +10,9 @@ import (
 
 // Status is what the last cycle came to.
 type Status struct {
-	Pool     string
+	Pool string
+	// Standby says that Run is not running: another replica may be serving the pool.
+	Standby  bool
 	LastPoll time.Time // Of the last whole answer; zero before the first.
 	Waiting  string    // Why there is no plan; empty when there is one.
 	Stale    bool      // The cache has not shown an own write for too long.
@@ -45,10 +47,15 @@ func (s *Scaler) updateStatus(change func(*Status)) {
 
 // NotReady says why the loop is not doing its work at the time, or nothing.
 // A poll is taken as current for three idle intervals, and for two minutes at least.
+// A loop that does not run is ready to as soon as its cache is filled.
 func (s *Scaler) NotReady(now time.Time) string {
 	status := s.Status()
 	limit := max(3*s.config.PollIdle, minPollAge)
 	switch {
+	case status.Standby && s.cluster.Synced():
+		return ""
+	case status.Standby:
+		return "the cache of Jobs and pods is not filled yet"
 	case status.LastPoll.IsZero():
 		return "pool " + status.Pool + " has not been read yet: " + status.Waiting
 	case now.Sub(status.LastPoll) > limit:
