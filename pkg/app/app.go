@@ -37,6 +37,7 @@ type App struct {
 	listener  net.Listener
 	waiting   atomic.Pointer[string]
 	loops     atomic.Pointer[[]loop]
+	election  *election // Nil where there is none.
 }
 
 // loop is what works for one pool.
@@ -74,6 +75,16 @@ func New(config Config, version string, log *slog.Logger) (*App, error) {
 	}
 	a := &App{config: config, log: log, registry: registry, metrics: metrics, client: client, kube: clientset, keepEvery: keepEvery}
 	a.renewing, _ = token.(renewing)
+	if config.LeaderElection.On {
+		// With a client of its own, so that no burst of Jobs holds back a renewal.
+		leases, err := newClientset(config.Kubeconfig, version)
+		if err != nil {
+			return nil, fmt.Errorf("%w:\n%w", ErrConfiguration, err)
+		}
+		if a.election, err = newElection(leases.CoordinationV1(), config, log); err != nil {
+			return nil, fmt.Errorf("%w:\n%w", ErrConfiguration, err)
+		}
+	}
 	a.wait("starting")
 	return a, nil
 }
@@ -176,7 +187,22 @@ func (a *App) work(ctx context.Context) error {
 		group.Go(func() error { return keeper.run(ctx, watch.Synced) })
 	}
 	for _, l := range loops {
+		// A replica that stands by has its caches filled.
 		group.Go(func() error { return l.kube.Run(ctx) })
+	}
+	group.Go(func() error {
+		if a.election == nil {
+			return scale(ctx, loops)
+		}
+		return a.election.lead(ctx, func(ctx context.Context) error { return scale(ctx, loops) })
+	})
+	return group.Wait()
+}
+
+// scale runs the loops of all pools until ctx ends.
+func scale(ctx context.Context, loops []loop) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, l := range loops {
 		group.Go(func() error { return l.Run(ctx) })
 	}
 	return group.Wait()
@@ -196,7 +222,7 @@ func (a *App) connect(name string, pool agentpool.Pool, catalogue *catalogue, wa
 	if err := settings.Validate(); err != nil {
 		return kube{}, fmt.Errorf("%w:\n%w", ErrConfiguration, err)
 	}
-	k := kube{settings: settings, catalogue: catalogue, watched: watched, now: time.Now, service: service{a.client}}
+	k := kube{settings: settings, catalogue: catalogue, watched: watched, elects: a.election != nil, now: time.Now, service: service{a.client}}
 	if a.renewing != nil {
 		k.tokenOwner = tokenOwner(a.config)
 	}
@@ -326,9 +352,19 @@ func (a *App) ready() string {
 	if len(loops) == 0 {
 		return *a.waiting.Load()
 	}
+	standby := false
+	if a.election != nil {
+		if why := a.election.notReady(); why != "" {
+			return why
+		}
+		standby = !a.election.leads()
+	}
 	for _, l := range loops {
 		if why := l.NotReady(time.Now()); why != "" {
 			return why
+		}
+		if l.Status().Standby && !standby {
+			return "pool " + l.kube.settings.Identity.Pool.Name + " is about to be served"
 		}
 		if why := l.kube.offer().without(l.kube.settings.Identity.Pool.Name); why != "" {
 			return why

@@ -72,6 +72,9 @@ type Config struct {
 	SweepInterval Duration `envconfig:"AZP_SWEEP_INTERVAL" default:"60s" desc:"Between sweeps for what a crash has left"`
 	SweepGrace    Duration `envconfig:"AZP_SWEEP_GRACE" default:"2m" desc:"How old a leftover must be to be swept"`
 
+	LeaderElection Switch `envconfig:"AZP_LEADER_ELECTION" default:"true" desc:"Have one of several replicas work and the others stand by, by a Lease in the agents' namespace"`
+	Replica        string `envconfig:"AZP_REPLICA" desc:"What this replica is called in the election; without it the host's name with the number of the process"`
+
 	Listen    string `envconfig:"AZP_LISTEN" default:":8080" desc:"Address of /metrics, /healthz and /readyz"`
 	LogLevel  Level  `envconfig:"AZP_LOG_LEVEL" default:"info" desc:"debug, info, warn or error"`
 	LogFormat string `envconfig:"AZP_LOG_FORMAT" default:"json" desc:"json or text"`
@@ -89,6 +92,7 @@ func (c Config) Validate() error {
 	c.validateLimits(v)
 	v.oneOf("AZP_LOG_FORMAT", c.LogFormat, "json", "text")
 	v.parsed("AZP_LOG_LEVEL", c.LogLevel.problem)
+	v.parsed("AZP_LEADER_ELECTION", c.LeaderElection.problem)
 	if c.Listen == "" {
 		v.add("AZP_LISTEN", "is empty: want an address such as :8080")
 	}

@@ -28,6 +28,7 @@ type kube struct {
 	service   service
 	packages  packages
 	watched   func() bool // Whether the classes are known.
+	elects    bool
 	now       func() time.Time
 	// tokenOwner is who keeps the token that pods register with, empty if an administrator does;
 	// token is nil then, and where the scaler does not run.
@@ -191,7 +192,7 @@ func (k kube) Check(ctx context.Context) map[string]string {
 
 // installationProblems tells what keeps every class from being served as it should.
 func (k kube) installationProblems(ctx context.Context) []cluster.Problem {
-	in := cluster.Installation{CAConfigMap: k.settings.CAConfigMap}
+	in := cluster.Installation{CAConfigMap: k.settings.CAConfigMap, Election: k.elects}
 	for _, class := range k.offer().usable {
 		if class.Registration != agentpool.RegistrationJIT {
 			in.TokenSecret, in.TokenKey, in.TokenOwner = k.settings.TokenSecret, k.settings.TokenKey, k.tokenOwner

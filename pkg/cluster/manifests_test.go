@@ -32,7 +32,7 @@ var update = flag.Bool("update", false, "write the tables of docs/rbac.md anew")
 const tokenManifest = "agent-token/rbac-agent-token.yaml"
 
 func defaultRights() (agents, target []cluster.Right) {
-	return slices.Concat(cluster.AgentsRights("azp-token", "azp-ca"), cluster.JITRights(), cluster.StandingAccountRights()),
+	return slices.Concat(cluster.AgentsRights("azp-token", "azp-ca"), cluster.JITRights(), cluster.StandingAccountRights(), cluster.ElectionRights()),
 		cluster.TargetRights("azp-target", []agentpool.RoleBinding{{Namespace: "azp-target", Kind: "ClusterRole", Name: "edit"}}, true)
 }
 

@@ -47,6 +47,7 @@ type Installation struct {
 	// administrator does.
 	TokenOwner  string
 	CAConfigMap string // Empty if there is none.
+	Election    bool   // Whether one of several replicas is elected to work.
 }
 
 // PreflightInstallation looks for everything that would keep builds of every class
@@ -54,7 +55,11 @@ type Installation struct {
 // anything. It tells all problems at once, in a fixed order.
 func (c *Cluster) PreflightInstallation(ctx context.Context, in Installation) []Problem {
 	problems := c.checkVersion(ctx)
-	agents, usable := c.checkRights(ctx, c.config.Namespace, AgentsRights(in.TokenSecret, in.CAConfigMap))
+	rights := AgentsRights(in.TokenSecret, in.CAConfigMap)
+	if in.Election {
+		rights = append(rights, ElectionRights()...)
+	}
+	agents, usable := c.checkRights(ctx, c.config.Namespace, rights)
 	problems = append(problems, agents...)
 	if usable {
 		if in.TokenSecret != "" && in.TokenOwner != "" {

@@ -57,6 +57,12 @@ func StandingAccountRights() []Right {
 	return []Right{{Group: "authorization.k8s.io", Resource: "localsubjectaccessreviews", Verbs: []string{"create"}, Why: "tells that the ServiceAccount that a class names for its builds could read the token; a question, which changes nothing; needed where a class names one"}}
 }
 
+// ElectionRights are those needed in the agents' namespace besides, unless the scaler runs
+// without leader election. The Lease's name depends on the organisation and the pools.
+func ElectionRights() []Right {
+	return []Right{{Group: "coordination.k8s.io", Resource: "leases", Verbs: []string{"get", "create", "update"}, Why: "which of several replicas works; not needed with `AZP_LEADER_ELECTION=false`"}}
+}
+
 // TargetRights are those needed in one target namespace to give builds the
 // bindings that lie in it. bind says that the roles are given by the verb bind;
 // otherwise the scaler's ServiceAccount holds them itself.
