@@ -87,6 +87,9 @@ func (t *trap) seen() []string {
 }
 
 func (t *trap) cut(w interpose.Write, moment interpose.Moment) bool {
+	if resourceOf(w.Path) == "leases" {
+		return false // Renewed all the time, and for no build.
+	}
 	write := w.Method + " " + resourceOf(w.Path)
 	t.mu.Lock()
 	if moment == interpose.Before {

@@ -16,9 +16,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops/azuredevopstest"
+	"github.com/azp-scaler/azp-scaler/test/audit"
 	"github.com/azp-scaler/azp-scaler/test/e2e/interpose"
 	"github.com/azp-scaler/azp-scaler/test/fakeagent"
 )
+
+// firstReplica is what the scaler's process is called in the leader election.
+const firstReplica = "one"
 
 // Installation is one scaler with what it needs: its namespaces, its account, and
 // an identity of its own in the service. Several can serve one pool.
@@ -30,6 +34,8 @@ type Installation struct {
 	ScalerNamespace string
 	AgentsNamespace string
 	TargetNamespace string
+
+	replicas []*Scaler // Beside Scaler.
 
 	env     *Env
 	token   string
@@ -101,6 +107,8 @@ func (in *Installation) prepareScaler(ctx context.Context, override map[string]s
 		"AZP_ROLE_BINDINGS": in.TargetNamespace + " ClusterRole/" + targetRole,
 		"AZP_JOB_TTL":       "2s", "AZP_POLL_BUSY": PollBusy.String(), "AZP_POLL_IDLE": PollIdle.String(), "AZP_IDLE_LIMIT": IdleLimit.String(),
 		"AZP_LOG_FORMAT": "json", "AZP_LOG_LEVEL": "debug",
+		// One that is started again finds the lease its own, as in a container.
+		"AZP_REPLICA": firstReplica,
 	}
 	if e.options.Registration != "" {
 		settings["AZP_REGISTRATION"] = e.options.Registration
@@ -115,6 +123,22 @@ func (in *Installation) prepareScaler(ctx context.Context, override map[string]s
 	}
 	in.Scaler, err = newScaler(e.built.scaler, in.ScalerLog, settings)
 	return err
+}
+
+// AddReplica prepares a further process of the scaler, with its own log. Settings
+// override the environment of the first.
+func (in *Installation) AddReplica(name string, settings map[string]string) (*Scaler, error) {
+	own := maps.Clone(settings)
+	if own == nil {
+		own = map[string]string{}
+	}
+	own["AZP_REPLICA"] = name
+	replica, err := in.Scaler.another(strings.TrimSuffix(in.ScalerLog, ".log")+"-"+name+".log", own)
+	if err != nil {
+		return nil, fmt.Errorf("replica %s: %w", name, err)
+	}
+	in.replicas = append(in.replicas, replica)
+	return replica, nil
 }
 
 // StartScaler starts the scaler, and waits until it is ready and the service knows
@@ -208,8 +232,10 @@ func (in *Installation) missingPlaceholders() []string {
 
 // end stops the scaler and has it clean up, as an uninstall does.
 func (in *Installation) end(ctx context.Context) error {
-	if err := in.Scaler.Stop(ctx); err != nil {
-		return err
+	for _, scaler := range in.processes() {
+		if err := scaler.Stop(ctx); err != nil {
+			return err
+		}
 	}
 	if out, err := in.Scaler.Command(ctx, "cleanup"); err != nil {
 		return fmt.Errorf("scaler cleanup: %w\n%s", err, out)
@@ -217,10 +243,27 @@ func (in *Installation) end(ctx context.Context) error {
 	return nil
 }
 
+// processes are those of the scaler.
+func (in *Installation) processes() []*Scaler {
+	if in.Scaler == nil {
+		return nil
+	}
+	return append([]*Scaler{in.Scaler}, in.replicas...)
+}
+
+// outages are the times in which none of them worked.
+func (in *Installation) outages() []audit.Interval {
+	out := in.Scaler.Outages()
+	for _, replica := range in.replicas {
+		out = intersection(out, replica.Outages())
+	}
+	return out
+}
+
 func (in *Installation) close() error {
 	var err error
-	if in.Scaler != nil {
-		err = in.Scaler.close()
+	for _, scaler := range in.processes() {
+		err = errors.Join(err, scaler.close())
 	}
 	if in.proxy != nil {
 		in.proxy.Close()

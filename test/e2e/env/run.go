@@ -215,7 +215,8 @@ func (e *Env) judge(ctx context.Context, cleanedUp bool) (audit.Report, error) {
 	var outages []audit.Interval
 	for _, installation := range e.installations {
 		rules.ScalerUsers = append(rules.ScalerUsers, installation.user())
-		outages = append(outages, installation.Scaler.Outages()...)
+		outages = append(outages, installation.outages()...)
+		rules.StandingObjects = append(rules.StandingObjects, installation.lease(in.Objects)...)
 	}
 	rules.Outages = union(outages)
 	return audit.Judge(in, rules), nil
@@ -235,6 +236,36 @@ func union(intervals []audit.Interval) []audit.Interval {
 		out = append(out, next)
 	}
 	return out
+}
+
+// intersection gives the times that are in both.
+func intersection(as, bs []audit.Interval) []audit.Interval {
+	var out []audit.Interval
+	for _, a := range as {
+		for _, b := range bs {
+			both := a
+			if b.From.After(both.From) {
+				both.From = b.From
+			}
+			if b.To.Before(both.To) {
+				both.To = b.To
+			}
+			if both.From.Before(both.To) {
+				out = append(out, both)
+			}
+		}
+	}
+	return out
+}
+
+// lease names the one Lease that an installation keeps, if it is there.
+func (in *Installation) lease(objects []audit.LiveObject) []string {
+	for _, object := range objects {
+		if object.Resource == "leases" && object.Namespace == in.AgentsNamespace {
+			return []string{object.Resource + "/" + object.Namespace + "/" + object.Name}
+		}
+	}
+	return nil
 }
 
 func readLog[T any](path string, read func(io.Reader) ([]T, error)) ([]T, error) {

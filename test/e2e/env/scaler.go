@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -61,6 +63,20 @@ func newScaler(binary, logPath string, settings map[string]string) (*Scaler, err
 	return s, nil
 }
 
+// another prepares a further process with the same settings, but for these.
+func (s *Scaler) another(logPath string, settings map[string]string) (*Scaler, error) {
+	all := map[string]string{}
+	for _, variable := range s.environ {
+		name, value, _ := strings.Cut(variable, "=")
+		all[name] = value
+	}
+	for _, ours := range []string{"PATH", "HOME", "AZP_LISTEN"} {
+		delete(all, ours)
+	}
+	maps.Copy(all, settings)
+	return newScaler(s.binary, logPath, all)
+}
+
 // Set changes a variable of the scaler's environment from its next start on, and
 // gives a function that changes it back.
 func (s *Scaler) Set(name, value string) (restore func()) {
@@ -106,8 +122,41 @@ func (s *Scaler) Command(ctx context.Context, arguments ...string) (string, erro
 	return string(out), nil
 }
 
-// WaitReady waits until the scaler says that it is ready.
+// WaitReady waits until the scaler says that it is ready, and takes it as the one that
+// does the work from then on.
 func (s *Scaler) WaitReady(ctx context.Context) error {
+	if err := s.WaitStandby(ctx); err != nil {
+		return err
+	}
+	s.up(time.Now())
+	return nil
+}
+
+// WaitStandby waits until the scaler says that it is ready, be it only to take over.
+func (s *Scaler) WaitStandby(ctx context.Context) error {
+	return s.wait(ctx, "ready", func(ctx context.Context, client *http.Client) error {
+		_, err := probe(ctx, client, s.URL()+"/readyz")
+		return err
+	})
+}
+
+// WaitLeading waits until the scaler says that it leads.
+func (s *Scaler) WaitLeading(ctx context.Context) error {
+	err := s.wait(ctx, "leading", func(ctx context.Context, client *http.Client) error {
+		metrics, err := probe(ctx, client, s.URL()+"/metrics")
+		if err == nil && !strings.Contains(metrics, fmt.Sprintf("azp_scaler_leading{pool=%q} 1\n", Pool)) {
+			err = errors.New("its metrics do not say that it leads")
+		}
+		return err
+	})
+	if err == nil {
+		s.up(time.Now())
+	}
+	return err
+}
+
+// wait asks the scaler again and again, until the answer is no error.
+func (s *Scaler) wait(ctx context.Context, what string, ask func(context.Context, *http.Client) error) error {
 	if s.process == nil {
 		return errors.New("the scaler was never started")
 	}
@@ -115,16 +164,15 @@ func (s *Scaler) WaitReady(ctx context.Context) error {
 	defer cancel()
 	client := &http.Client{Timeout: 5 * time.Second}
 	for {
-		last := probe(ctx, client, s.URL()+"/readyz")
+		last := ask(ctx, client)
 		if last == nil {
-			s.up(time.Now())
 			return nil
 		}
 		select {
 		case <-s.process.Done():
-			return fmt.Errorf("the scaler ended before it was ready: %w: see %s", errors.Join(s.process.Err(), last), s.log.Name())
+			return fmt.Errorf("the scaler ended before it was %s: %w: see %s", what, errors.Join(s.process.Err(), last), s.log.Name())
 		case <-ctx.Done():
-			return fmt.Errorf("the scaler is not ready: %w: see %s", errors.Join(last, ctx.Err()), s.log.Name())
+			return fmt.Errorf("the scaler is not %s: %w: see %s", what, errors.Join(last, ctx.Err()), s.log.Name())
 		case <-time.After(probeEvery):
 		}
 	}
@@ -187,20 +235,25 @@ func (s *Scaler) up(at time.Time) {
 // close ends the process, if it is still there, and its log.
 func (s *Scaler) close() error { return errors.Join(s.Kill(), s.log.Close()) }
 
-func probe(ctx context.Context, client *http.Client, url string) error {
+// probe gives what an address answers with.
+func probe(ctx context.Context, client *http.Client, url string) (string, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return fmt.Errorf("probe: %w", err)
+		return "", fmt.Errorf("probe: %w", err)
 	}
 	response, err := client.Do(request)
 	if err != nil {
-		return fmt.Errorf("probe: %w", err)
+		return "", fmt.Errorf("probe: %w", err)
 	}
-	_ = response.Body.Close()
+	defer func() { _ = response.Body.Close() }()
 	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("GET %s answered %s", url, response.Status)
+		return "", fmt.Errorf("GET %s answered %s", url, response.Status)
 	}
-	return nil
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		return "", fmt.Errorf("GET %s: %w", url, err)
+	}
+	return string(text), nil
 }
 
 // freeAddress gives a loopback address that nobody listens on at the moment.
