@@ -76,8 +76,8 @@ type Config struct {
 	Replica        string `envconfig:"AZP_REPLICA" desc:"What this replica is called in the election; without it the host's name with the number of the process"`
 
 	Listen    string `envconfig:"AZP_LISTEN" default:":8080" desc:"Address of /metrics, /healthz and /readyz"`
-	LogLevel  Level  `envconfig:"AZP_LOG_LEVEL" default:"info" desc:"debug, info, warn or error"`
-	LogFormat string `envconfig:"AZP_LOG_FORMAT" default:"json" desc:"json or text"`
+	LogLevel  Level  `envconfig:"AZP_LOG_LEVEL" default:"info" desc:"debug, info, warn or error; of the scaler and of the entrypoint in its pods"`
+	LogFormat string `envconfig:"AZP_LOG_FORMAT" default:"json" desc:"json or text, of both"`
 }
 
 // maxGrace is far above every build and far below where seconds overflow.

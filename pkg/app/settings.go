@@ -31,7 +31,7 @@ func jobSettings(c Config, name string, pool agentpool.Pool) agentjob.Settings {
 	s.TTL = c.JobTTL.Duration
 	s.StartupLimit = c.StartupLimit.Duration
 	s.ConfigureLimit = c.ConfigLimit.Duration
-	s.LogFormat = c.LogFormat
+	s.LogLevel, s.LogFormat = strings.ToLower(c.LogLevel.String()), c.LogFormat
 	s.ServiceAccount.ImagePullSecrets = c.AgentPullSecrets
 	return s
 }

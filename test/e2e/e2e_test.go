@@ -81,13 +81,22 @@ func mainJob(t *testing.T, way string) {
 		t.Fatal(err)
 	}
 	workload := env.Workload(seed, builds)
+	played, wantNoHits := make(chan error, 1), func(*testing.T) {}
 	if e.Node() == cluster.Real { // Elsewhere containers have nothing between them.
-		workload = append(workload, hostileBuild())
-		builds++
+		intruder := newIntruder(t, e, seed)
+		workload = append(workload, intruder.builds()...)
+		builds += len(intruder.builds())
+		wantNoHits = intruder.wantNoHits
+		go func() { played <- intruder.play(ctx) }()
+	} else {
+		played <- nil
 	}
 	queued, err := e.Queue(ctx, workload)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if err := <-played; err != nil {
+		t.Error(err)
 	}
 	if err := e.WaitAtRest(ctx, 5*time.Minute); err != nil {
 		t.Error(err)
@@ -109,5 +118,9 @@ func mainJob(t *testing.T, way string) {
 	}
 	if want := fmt.Sprintf("%d builds: %d succeeded, 1 failed, 1 canceled", builds, builds-2); !strings.HasPrefix(text.String(), want) {
 		t.Errorf("the auditor does not say %q", want)
+	}
+	wantNoHits(t)
+	if e.Node() == cluster.Real && way == "config" {
+		allInOne(t, e)
 	}
 }

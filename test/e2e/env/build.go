@@ -49,7 +49,7 @@ func build(ctx context.Context, steps *steps, dir string, options Options) (arte
 		return built, fmt.Errorf("directory for binaries: %w", err)
 	}
 	if err := steps.run("building scaler and entrypoint", func() error {
-		return goBuild(ctx, root, bin, "./cmd/scaler", "./cmd/agent-entrypoint", "./test/e2e/hostnode/cmd/supervise")
+		return goBuild(ctx, root, bin, "./cmd/scaler", "./cmd/agent-entrypoint", "./test/e2e/hostnode/cmd/supervise", "./test/e2e/hostile/cmd/hostile-build")
 	}); err != nil {
 		return built, err
 	}
@@ -73,7 +73,7 @@ func build(ctx context.Context, steps *steps, dir string, options Options) (arte
 func (e *Env) loadImage(ctx context.Context, steps *steps, dir string, options Options) error {
 	archive := filepath.Join(e.private, "agent-image.tar")
 	if err := steps.run("building the agent's image", func() error {
-		return buildImage(ctx, archive, filepath.Join(dir, "bin", "agent-entrypoint"), e.built.agentPackage.Path, e.cluster.Binaries(), options)
+		return buildImage(ctx, archive, filepath.Join(dir, "bin"), e.built.agentPackage.Path, e.cluster.Binaries(), options)
 	}); err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (e *Env) loadImage(ctx context.Context, steps *steps, dir string, options O
 	})
 }
 
-func buildImage(ctx context.Context, target, entrypoint, tarball string, programs cluster.Binaries, options Options) error {
+func buildImage(ctx context.Context, target, bin, tarball string, programs cluster.Binaries, options Options) error {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return fmt.Errorf("cache of base images: %w: set HOME or XDG_CACHE_HOME", err)
@@ -97,7 +97,9 @@ func buildImage(ctx context.Context, target, entrypoint, tarball string, program
 		return err
 	}
 	files := []image.File{
-		{Path: "/usr/local/bin/agent-entrypoint", Source: entrypoint, Mode: 0o755},
+		{Path: "/usr/local/bin/agent-entrypoint", Source: filepath.Join(bin, "agent-entrypoint"), Mode: 0o755},
+		// What a hostile build brings along.
+		{Path: "/usr/local/bin/hostile-build", Source: filepath.Join(bin, "hostile-build"), Mode: 0o755},
 		{Path: "/usr/local/bin/kubectl", Source: programs.Kubectl(), Mode: 0o755},
 		{Path: agentHome, Dir: true, UID: agentUser, GID: agentGroup},
 		{Path: "/azp", Dir: true, UID: agentUser, GID: agentGroup},

@@ -89,6 +89,8 @@ type Env struct {
 	config        *rest.Config
 	node          *hostnode.Node // Nil where the node is real.
 	private       string         // Directory of what must not stay; it goes with the cluster.
+	dir           string         // Options.Dir, absolute.
+	observer      *observer
 }
 
 // The names of log files in Options.Dir.
@@ -111,7 +113,7 @@ func Start(ctx context.Context, options Options) (*Env, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("set the system up: %w", err)
 	}
-	e := &Env{KubeAuditLog: filepath.Join(dir, "audit", kubeLogName), options: options}
+	e := &Env{KubeAuditLog: filepath.Join(dir, "audit", kubeLogName), options: options, dir: dir}
 	e.Installation = e.primary(dir)
 	e.installations = []*Installation{e.Installation}
 	if err := e.start(ctx, options, dir); err != nil {
@@ -143,6 +145,9 @@ func (e *Env) start(ctx context.Context, options Options, dir string) error {
 		return err
 	}
 	if err := e.connect(); err != nil {
+		return err
+	}
+	if err := e.startObserver(); err != nil {
 		return err
 	}
 	if err := e.startService(dir, options); err != nil {
@@ -225,11 +230,36 @@ func (e *Env) Kubectl() string { return e.cluster.Binaries().Kubectl() }
 // ServiceOrigin is the service's address without the organisation.
 func (e *Env) ServiceOrigin() string { return strings.TrimSuffix(e.Service.URL, "/"+organisation) }
 
-// Close ends everything. Logs stay.
+// HostAddress is where pods reach what listens on this machine.
+func (e *Env) HostAddress() string { return e.cluster.HostAddress() }
+
+// Registration is how the agents come to be known to the pool.
+func (e *Env) Registration() string { return e.options.Registration }
+
+// As gives a client of the cluster that signs in with a token.
+func (e *Env) As(token string) (kubernetes.Interface, error) {
+	config := rest.AnonymousClientConfig(e.config)
+	config.BearerToken = token
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("client of the cluster: %w", err)
+	}
+	return client, nil
+}
+
+// Close ends everything, and looks for secrets in what the run has shown and left. Logs
+// stay.
 func (e *Env) Close(ctx context.Context) error {
 	var failures []error
 	for _, in := range e.installations {
-		failures = append(failures, in.close())
+		failures = append(failures, in.keepPages(ctx), in.close())
+	}
+	if e.observer != nil {
+		e.observer.stop()
+		if e.Service != nil {
+			failures = append(failures, e.sweep())
+		}
+		failures = append(failures, e.observer.close())
 	}
 	for _, agent := range e.foreign {
 		failures = append(failures, agent.close())

@@ -232,6 +232,9 @@ func (in *Installation) missingPlaceholders() []string {
 
 // end stops the scaler and has it clean up, as an uninstall does.
 func (in *Installation) end(ctx context.Context) error {
+	if err := in.keepPages(ctx); err != nil {
+		return err
+	}
 	for _, scaler := range in.processes() {
 		if err := scaler.Stop(ctx); err != nil {
 			return err

@@ -9,11 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops/azuredevopstest"
@@ -31,6 +33,9 @@ type Service struct {
 	log    *os.File
 	client *http.Client
 	seed   uint64
+
+	mu      sync.Mutex
+	secrets map[string]string // Every token, by what it is told as.
 }
 
 // administrator is the identity of whoever may change everything in the pool.
@@ -44,7 +49,7 @@ func startService(host, name, auditPath string, options azuredevopstest.Options)
 	if err != nil {
 		return nil, fmt.Errorf("the service's audit log: %w", err)
 	}
-	s := &Service{AuditLog: auditPath, log: log, seed: options.Seed}
+	s := &Service{AuditLog: auditPath, log: log, seed: options.Seed, secrets: map[string]string{}}
 	s.Token = s.secret(administrator)
 	options.Organisation = organisation
 	options.AuditLog = log
@@ -73,9 +78,23 @@ func startService(host, name, auditPath string, options azuredevopstest.Options)
 	return s, nil
 }
 
-// secret makes up the token of an identity.
+// secret makes up the token of an identity, and remembers it.
 func (s *Service) secret(identity string) string {
-	return fmt.Sprintf("pat-%016x-%s", s.seed^0x9e3779b97f4a7c15, identity)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	token := fmt.Sprintf("pat-%016x-%s", s.seed^0x9e3779b97f4a7c15, identity)
+	s.secrets[TokenName(identity)] = token
+	return token
+}
+
+// TokenName is what the token of an identity is told as, where it is found.
+func TokenName(identity string) string { return "token of " + identity }
+
+// tokens are all that were made up so far.
+func (s *Service) tokens() map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.secrets)
 }
 
 // placeholderName takes a placeholder's name apart: instance, class and hash.
