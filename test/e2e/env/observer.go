@@ -16,6 +16,8 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -51,6 +53,7 @@ func observed() []schema.GroupVersionResource {
 type observer struct {
 	dir     string // Receives the containers' logs; it stays.
 	logs    func(ctx context.Context, namespace, pod, container string) (io.ReadCloser, error)
+	gone    func(ctx context.Context, pod *corev1.Pod) bool
 	factory dynamicinformer.DynamicSharedInformerFactory
 	ctx     context.Context //nolint:containedctx // It is the life of what the informers start.
 	cancel  context.CancelFunc
@@ -93,6 +96,10 @@ func (o *observer) watch(config *rest.Config, pods kubernetes.Interface, contain
 	client, err := dynamic.NewForConfig(config)
 	if err != nil {
 		return fmt.Errorf("observe the cluster: %w", err)
+	}
+	o.gone = func(ctx context.Context, pod *corev1.Pod) bool {
+		live, err := pods.CoreV1().Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
+		return apierrors.IsNotFound(err) || err == nil && live.UID != pod.UID
 	}
 	if containers { // Elsewhere the containers' logs are files already, or there are none.
 		o.logs = func(ctx context.Context, namespace, pod, container string) (io.ReadCloser, error) {
@@ -218,7 +225,8 @@ func (o *observer) follow(seen *unstructured.Unstructured) {
 		o.mu.Unlock()
 		if !known {
 			o.streams.Go(func() {
-				if err := o.stream(pod.Namespace, pod.Name, status.Name); err != nil && o.ctx.Err() == nil {
+				// One that goes before it is asked takes its log with it.
+				if err := o.stream(pod.Namespace, pod.Name, status.Name); err != nil && o.ctx.Err() == nil && !o.gone(o.ctx, &pod) {
 					o.problem(fmt.Errorf("observe container %s of pod %s: %w", status.Name, pod.Name, err))
 				}
 			})

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/azp-scaler/azp-scaler/pkg/azuredevops/azuredevopstest"
 	"github.com/azp-scaler/azp-scaler/test/e2e/canary"
 )
 
@@ -43,6 +44,10 @@ func (e *Env) sweep() error {
 	set, err := e.observer.canaries(e.Service.tokens())
 	if err != nil {
 		return fmt.Errorf("look for secrets: %w", err)
+	}
+	ran := func(build azuredevopstest.BuildStatus) bool { return build.AgentName != "" }
+	if e.options.Registration == registrationJIT && slices.ContainsFunc(e.Service.Builds(e.Service.PoolID), ran) && len(e.observer.keys) == 0 {
+		return errors.New("look for secrets: builds have run, and no key of an agent was seen: the observer has missed what it is for")
 	}
 	found, err := e.observer.search(set, e.holders())
 	inFiles, errFiles := searchTree(e.dir, set)
