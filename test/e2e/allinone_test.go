@@ -25,6 +25,7 @@ const allInOneName = "all-in-one"
 // nothing.
 func allInOne(t *testing.T, e *env.Env) {
 	t.Helper()
+	begun := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), playLimit)
 	defer cancel()
 	set, err := e.Canaries()
@@ -67,7 +68,7 @@ func allInOne(t *testing.T, e *env.Env) {
 	if kinds := report.Found(env.TokenName(e.Name)); !slices.Contains(kinds, hostile.InFile) {
 		t.Errorf("a hostile build does not find the token in the file of its own container, only in %q: its search shows nothing\n%s", kinds, report.Redacted())
 	}
-	t.Logf("in a Deployment of its own a hostile build finds the token: %v", report.Findings)
+	t.Logf("in a Deployment of its own a hostile build finds the token, %s later: %v", time.Since(begun).Round(time.Second/10), report.Findings)
 }
 
 // allInOneDeployment is as docs/agent.md has it: the entrypoint without a subcommand, the

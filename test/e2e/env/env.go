@@ -257,7 +257,7 @@ func (e *Env) Close(ctx context.Context) error {
 	if e.observer != nil {
 		e.observer.stop()
 		if e.Service != nil {
-			failures = append(failures, e.sweep())
+			failures = append(failures, (&steps{out: e.options.Progress}).run("looking for secrets in all that is left", e.sweep))
 		}
 		failures = append(failures, e.observer.close())
 	}
