@@ -3,6 +3,7 @@ package app_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -24,7 +26,7 @@ import (
 // agent once that works.
 func TestAnAgentWhoseKeyCannotBeHandedOver(t *testing.T) {
 	w := newWorld(t, map[string]string{
-		"AZP_POOL": "kubernetes", "AZP_REGISTRATION": "jit", "AZP_POLL_BUSY": "500ms", "AZP_POLL_IDLE": "500ms",
+		"AZP_LOG_LEVEL": "DEBUG", "AZP_POOL": "kubernetes", "AZP_REGISTRATION": "jit", "AZP_POLL_BUSY": "500ms", "AZP_POLL_IDLE": "500ms",
 		"AZP_BACKOFF_MIN": "1s", "AZP_AGENT_TOKEN_SECRET": "there-is-none", "AZP_AGENT_VERSION": "4.248.0",
 	}, class("java", "java"))
 	// A cluster that numbers its Jobs, and takes no Secret until it is told to.
@@ -70,6 +72,9 @@ func TestAnAgentWhoseKeyCannotBeHandedOver(t *testing.T) {
 	job := w.jobs(t)[0]
 	if strings.HasSuffix(job.Name, "-0") {
 		t.Errorf("%s has the name of one that was taken back", job.Name)
+	}
+	if env := job.Spec.Template.Spec.Containers[0].Env; !slices.Contains(env, corev1.EnvVar{Name: "AZP_LOG_LEVEL", Value: "debug"}) {
+		t.Errorf("the entrypoint is not as talkative as the scaler: %v", env)
 	}
 	secret, err := w.clientset.CoreV1().Secrets("agents").Get(t.Context(), job.Name, metav1.GetOptions{})
 	if err != nil || len(secret.Data) != 3 {
