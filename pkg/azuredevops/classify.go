@@ -28,12 +28,13 @@ const unknownWait = 10 * time.Second
 
 // What a person can do about each kind of failure.
 const (
-	remedyToken   = "check that the token is current and belongs to this organisation, and that no proxy answers in the service's place; a token file is read again when it changes"
-	remedyExpired = "the personal access token has expired: make a new one and put it in the place of the old one"
-	remedyRights  = "reading takes the scope Agent Pools (read); registering, disabling and deleting agents takes Agent Pools (read & manage) and the administrator role on the pool"
-	remedyReach   = "check the URL, the name resolution, the proxy and the way out of the network; it is tried again"
-	remedyCA      = "if the server's certificate comes from an authority of your own, give that authority's certificate (AZP_CA_FILE)"
-	remedyURL     = "check that the URL names an organisation or collection that exists, such as https://dev.azure.com/your-organisation"
+	remedyToken    = "check that the token is current and belongs to this organisation, and that no proxy answers in the service's place; a token file is read again when it changes"
+	remedyIdentity = "check that the identity was added to this organisation (Organization settings, Users), that the organisation is connected to the identity's tenant, and that no proxy answers in the service's place"
+	remedyExpired  = "the personal access token has expired: make a new one and put it in the place of the old one"
+	remedyRights   = "reading takes the scope Agent Pools (read); registering, disabling and deleting agents takes Agent Pools (read & manage) and the administrator role on the pool"
+	remedyReach    = "check the URL, the name resolution, the proxy and the way out of the network; it is tried again"
+	remedyCA       = "if the server's certificate comes from an authority of your own, give that authority's certificate (AZP_CA_FILE)"
+	remedyURL      = "check that the URL names an organisation or collection that exists, such as https://dev.azure.com/your-organisation"
 )
 
 // reply is an answer with as much of its body as tells what it is.

@@ -30,6 +30,18 @@ type TokenSource interface {
 	Token(ctx context.Context) (Secret, error)
 }
 
+// RenewableSource is a TokenSource whose tokens end, and which gets the next one by
+// itself, ahead of that.
+type RenewableSource interface {
+	TokenSource
+	// Current gives the token that Token gives, and when it ends.
+	Current(ctx context.Context) (Secret, time.Time, error)
+	// Refused tells that the service does not take a token although it has not ended,
+	// such as one that was revoked. It reports whether asking for one again may bring
+	// another.
+	Refused(token Secret) bool
+}
+
 // staticToken is a token that never changes.
 type staticToken Secret
 

@@ -52,10 +52,17 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		// Each attempt gets a body of its own from GetBody.
 		defer func() { _ = req.Body.Close() }()
 	}
+	renewed := false
 	for attempt := 1; ; attempt++ {
-		resp, err := t.attempt(req, c)
+		resp, secret, err := t.attempt(req, c)
 		if err == nil {
 			return resp, nil
+		}
+		if !renewed && t.renew(req, secret, err) {
+			// Once for each request, whatever comes of it.
+			renewed = true
+			attempt--
+			continue
 		}
 		pause, again := t.pause(req, c, err, attempt)
 		if !again {
@@ -68,6 +75,21 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 	}
+}
+
+// renew says whether to send a request again since its token was refused and another
+// one is to be had. Nothing was done for a caller who is not known, so any request may
+// be sent again.
+func (t *transport) renew(req *http.Request, secret Secret, err *Error) bool {
+	source, ok := t.token.(RenewableSource)
+	if !ok || secret == "" || !errors.Is(err.Kind, ErrAuthentication) || !sameOrigin(req.URL, t.origin) ||
+		(req.Body != nil && req.GetBody == nil) || !source.Refused(secret) {
+		return false
+	}
+	t.log.InfoContext(req.Context(), "the service refused a token that has not ended, trying with a new one", slog.Any("error", err))
+	// One that can't be had, or the same one again, leaves the refusal as it is.
+	next, failure := source.Token(req.Context())
+	return failure == nil && next != secret
 }
 
 // pause says whether to try again after an error, and how long to wait on top of
@@ -83,8 +105,8 @@ func (t *transport) pause(req *http.Request, c call, err *Error, attempt int) (t
 	return wait/2 + rand.N(wait/2+1), true
 }
 
-// attempt sends a request once.
-func (t *transport) attempt(req *http.Request, c call) (*http.Response, *Error) {
+// attempt sends a request once, and gives the token that it was sent with.
+func (t *transport) attempt(req *http.Request, c call) (*http.Response, Secret, *Error) {
 	fail := func(e *Error) *Error {
 		e.Op, e.Method, e.URL = c.op, req.Method, bareURL(req.URL)
 		return e
@@ -96,14 +118,14 @@ func (t *transport) attempt(req *http.Request, c call) (*http.Response, *Error) 
 	if err != nil {
 		var throttled *ThrottledError
 		if errors.As(err, &throttled) {
-			return nil, fail(&Error{Kind: throttled, Message: "the service asked for a pause that outlasts the caller's time limit"})
+			return nil, "", fail(&Error{Kind: throttled, Message: "the service asked for a pause that outlasts the caller's time limit"})
 		}
-		return nil, fail(failed(req.Context(), err))
+		return nil, "", fail(failed(req.Context(), err))
 	}
 	var secret Secret
 	if t.token != nil {
 		if secret, err = t.token.Token(req.Context()); err != nil {
-			return nil, fail(&Error{Kind: ErrAuthentication, Message: "no token to sign in with", Err: err})
+			return nil, "", fail(noToken(req.Context(), err))
 		}
 	}
 
@@ -123,13 +145,13 @@ func (t *transport) attempt(req *http.Request, c call) (*http.Response, *Error) 
 	if err != nil {
 		e := fail(&Error{Kind: ErrUnexpectedAnswer, Message: "the request's body cannot be sent again", Err: err})
 		done(e)
-		return nil, e
+		return nil, secret, e
 	}
 	resp, err := t.base.RoundTrip(out)
 	if err != nil {
 		e := hideSecret(fail(failed(ctx, err)), secret)
 		done(e)
-		return nil, e
+		return nil, secret, e
 	}
 	t.observe(resp.Header)
 	// The SDK writes this header to a package variable without a lock. It looks it up
@@ -143,15 +165,37 @@ func (t *transport) attempt(req *http.Request, c call) (*http.Response, *Error) 
 				limit.Reset(t.timeout)
 			}
 		}}
-		return resp, nil
+		return resp, secret, nil
 	}
 	if e := t.readWhole(ctx, resp, c); e != nil {
-		e = hideSecret(fail(e), secret)
+		e = hideSecret(fail(t.explain(e)), secret)
 		done(e)
-		return nil, e
+		return nil, secret, e
 	}
 	done(nil)
-	return resp, nil
+	return resp, secret, nil
+}
+
+// noToken classifies why there is no token: a source that can't reach whoever issues
+// them says so by ErrUnavailable.
+func noToken(ctx context.Context, err error) *Error {
+	const message = "no token to sign in with"
+	switch {
+	case ctx.Err() != nil:
+		return failed(ctx, err)
+	case errors.Is(err, ErrUnavailable):
+		return &Error{Kind: ErrUnavailable, Message: message, Err: err}
+	default:
+		return &Error{Kind: ErrAuthentication, Message: message, Err: err}
+	}
+}
+
+// explain gives the remedy for the kind of token that was refused.
+func (t *transport) explain(e *Error) *Error {
+	if _, ok := t.token.(RenewableSource); ok && errors.Is(e.Kind, ErrAuthentication) {
+		e.Remedy = remedyIdentity
+	}
+	return e
 }
 
 // signed is a copy of the request with a body, a context and a sign-in of its own.

@@ -9,7 +9,9 @@
 //
 // # What it does
 //
-// Sign-in by personal access token (Basic) and by access token (Bearer) with
+// Sign-in by personal access token (Basic) and by access token (Bearer), each
+// with the other's scheme as well and with a token's end (package entratest
+// issues those of Microsoft Entra), with
 // the failures of the service (203 with an HTML page, 302, 401); OPTIONS
 // with route templates; resource areas; connection data; pools; agents with
 // capabilities, keys and assigned requests; agent packages with their SHA-256;

@@ -37,7 +37,8 @@ const (
 	SignInDenied
 )
 
-// Token is a personal access token the service knows.
+// Token is a token the service knows: a personal access token, or an access token of
+// Microsoft Entra, which it takes in the same two ways.
 type Token struct {
 	// Secret is the token itself, the password of Basic sign-in or a Bearer.
 	Secret string `json:"secret"`
@@ -47,6 +48,9 @@ type Token struct {
 	Rights Rights `json:"rights,omitempty"`
 	// Expired makes each request fail with 401 and the expiry message.
 	Expired bool `json:"expired,omitempty"`
+	// Expires is when an access token of Entra ends, after which it is answered like one
+	// that is unknown; zero is never.
+	Expires time.Time `json:"expires,omitzero"`
 	// Pools are the names of the pools it sees; nil means all of them.
 	Pools []string `json:"pools,omitempty"`
 }

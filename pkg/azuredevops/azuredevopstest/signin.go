@@ -118,7 +118,7 @@ func credentials(r *http.Request) (secret string, basic bool, err error) {
 
 // identify resolves a secret. The caller holds the mutex.
 func (s *Server) identify(secret string, now time.Time) identity {
-	if t, ok := s.tokens[secret]; ok {
+	if t, ok := s.tokens[secret]; ok && (t.Expires.IsZero() || now.Before(t.Expires)) {
 		return identity{name: t.Identity, token: &t}
 	}
 	if g, ok := s.grants[secret]; ok && now.Before(g.expires) {

@@ -43,7 +43,7 @@ func (s *Server) StartTLS(addr string, extraNames ...string) (Endpoint, error) {
 	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
-	certificate, caPEM, err := newCertificate(append([]string{host, "localhost", "127.0.0.1"}, extraNames...))
+	certificate, caPEM, err := NewCertificate(append([]string{host, "localhost", "127.0.0.1"}, extraNames...))
 	if err != nil {
 		return Endpoint{}, errors.Join(fmt.Errorf("serve the fake Azure DevOps on %s: %w", addr, err), listener.Close())
 	}
@@ -73,8 +73,9 @@ func (s *Server) StartTLS(addr string, extraNames ...string) (Endpoint, error) {
 	return Endpoint{URL: origin + "/" + s.opts.Organisation, Origin: origin, CAPEM: caPEM}, nil
 }
 
-// newCertificate makes an authority and a server's certificate signed by it.
-func newCertificate(names []string) (tls.Certificate, []byte, error) {
+// NewCertificate makes an authority and a certificate signed by it for a server with
+// these names or IP addresses. It gives the authority's own certificate as PEM.
+func NewCertificate(names []string) (tls.Certificate, []byte, error) {
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return tls.Certificate{}, nil, err
