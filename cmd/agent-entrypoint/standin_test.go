@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,14 +30,21 @@ var standInPackage = sync.OnceValues(func() (string, error) {
 // service as Microsoft's is.
 func newStandInPod(t *testing.T, faults ...string) *pod {
 	t.Helper()
+	return newStandInPodOf(t, "", faults...)
+}
+
+// newStandInPodOf makes one of an organisation, or of the collection of a server.
+func newStandInPodOf(t *testing.T, organisation string, faults ...string) *pod {
+	t.Helper()
 	t.Parallel()
 	file, err := standInPackage()
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := newPodWith(t, azuredevopstest.Options{
-		Packages: []azuredevopstest.AgentPackage{{Platform: platform(), Version: fakeagent.DefaultVersion, Path: file}},
-		Tokens:   []azuredevopstest.Token{{Secret: "read-only-token", Identity: "reader", Rights: azuredevopstest.RightsRead}},
+		Organisation: organisation,
+		Packages:     []azuredevopstest.AgentPackage{{Platform: platform(), Version: fakeagent.DefaultVersion, Path: file}},
+		Tokens:       []azuredevopstest.Token{{Secret: "read-only-token", Identity: "reader", Rights: azuredevopstest.RightsRead}},
 	})
 	p.must(os.RemoveAll(p.path("root")))
 	p.must(os.Mkdir(p.path("root"), 0o755))
@@ -348,6 +356,30 @@ func TestStandInAll(t *testing.T) {
 	}
 	if status, err := p.service.Build(second); err != nil || status.AgentID != 0 {
 		t.Errorf("the second build is %+v, %v, want it never assigned", status, err)
+	}
+	if got := p.agents(); len(got) > 0 {
+		t.Errorf("still registered: %v", got)
+	}
+}
+
+// TestStandInOfACollection registers with an Azure DevOps Server, downloads from it, and runs
+// a build of it.
+func TestStandInOfACollection(t *testing.T) {
+	const collection = "tfs/DefaultCollection"
+	p := newStandInPodOf(t, collection)
+	c := p.start("", withToken(p)...)
+	c.logged("Listening for Jobs")
+	var agent struct{ ServerURL string }
+	p.must(json.Unmarshal([]byte(strings.TrimPrefix(p.read("root/.agent"), "\ufeff")), &agent))
+	if agent.ServerURL != p.url || !strings.HasSuffix(p.url, "/"+collection) {
+		t.Errorf("the agent serves %s, want %s", agent.ServerURL, p.url)
+	}
+	id := p.queue("true")
+	if code := c.wait(); code != 0 {
+		t.Errorf("ended with %d, want 0", code)
+	}
+	if status := p.result(id); status.Result != "succeeded" {
+		t.Errorf("the build ended as %q: %s", status.Result, status.Message)
 	}
 	if got := p.agents(); len(got) > 0 {
 		t.Errorf("still registered: %v", got)

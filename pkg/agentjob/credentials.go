@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"net/url"
 	"strconv"
+	"strings"
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -68,6 +70,10 @@ func Secret(s Settings, job *batchv1.Job, credentials AgentCredentials) (*corev1
 		Data:      map[string][]byte{},
 	}
 	secret.Labels[LabelJobUID] = string(job.UID)
+	endpoint, err := tokenEndpoint(s.Identity.URL, credentials.AuthorizationURL)
+	if err != nil {
+		return nil, fmt.Errorf("job %s/%s: the agent's sign-in: %w", job.Namespace, job.Name, err)
+	}
 	for name, content := range map[string]any{
 		fileAgent: struct {
 			AcceptTeeEula bool   `json:"acceptTeeEula"`
@@ -79,7 +85,7 @@ func Secret(s Settings, job *batchv1.Job, credentials AgentCredentials) (*corev1
 			WorkFolder    string `json:"workFolder"`
 		}{true, credentials.AgentID, job.Name, s.Identity.Pool.ID, s.Identity.Pool.Name, s.Identity.URL, cmp.Or(s.WorkDir, defaultWorkDir)},
 		fileCredentials: map[string]any{"scheme": "OAuth", "data": map[string]string{
-			"clientId": credentials.ClientID, "authorizationUrl": credentials.AuthorizationURL, "oauthEndpointUrl": credentials.AuthorizationURL,
+			"clientId": credentials.ClientID, "authorizationUrl": credentials.AuthorizationURL, "oauthEndpointUrl": endpoint,
 		}},
 		fileKey: key,
 	} {
@@ -90,6 +96,26 @@ func Secret(s Settings, job *batchv1.Job, credentials AgentCredentials) (*corev1
 		secret.Data[name] = append([]byte(byteOrderMark), text...)
 	}
 	return secret, nil
+}
+
+// tokenEndpoint is where the agent gets its tokens. In the cloud that is the authorization
+// URL. A server of one's own names there its public address, which may not be the one that
+// leads to it from here: as in the agent's own ConfigurationManager, scheme, host and port are
+// then those of the collection's URL, and only the audience of what it signs stays as it was.
+func tokenEndpoint(collection, authorization string) (string, error) {
+	server, err := url.Parse(collection)
+	if err != nil {
+		return "", err
+	}
+	endpoint, err := url.Parse(authorization)
+	if err != nil {
+		return "", err
+	}
+	if host := strings.ToLower(server.Hostname()); host == "dev.azure.com" || strings.HasSuffix(host, ".visualstudio.com") {
+		return authorization, nil
+	}
+	endpoint.Scheme, endpoint.Host = server.Scheme, server.Host
+	return endpoint.String(), nil
 }
 
 // keyParameters is the content of the key's file: RSAParameters of .NET, which imports each

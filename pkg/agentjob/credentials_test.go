@@ -185,3 +185,35 @@ func TestCredentialsPrintWithoutTheirKey(t *testing.T) {
 		}
 	}
 }
+
+// TestSecretOfAServer holds the agent's token endpoint against the way that leads to it: a
+// server's own idea of its address need not be that of the cluster.
+func TestSecretOfAServer(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct{ collection, authorization, endpoint string }{
+		{"https://dev.azure.com/acme", "https://vstoken.dev.azure.com/4711", "https://vstoken.dev.azure.com/4711"},
+		{"https://acme.visualstudio.com", "https://app.vstoken.visualstudio.com/4711", "https://app.vstoken.visualstudio.com/4711"},
+		{"https://tfs.example.com/tfs/DefaultCollection", "https://tfs.example.com/tfs/DefaultCollection/_apis/oauth2/token", "https://tfs.example.com/tfs/DefaultCollection/_apis/oauth2/token"},
+		{"https://proxy.example.com:8443/tfs/DefaultCollection", "http://tfs:8080/tfs/DefaultCollection/_apis/oauth2/token", "https://proxy.example.com:8443/tfs/DefaultCollection/_apis/oauth2/token"},
+	} {
+		s := settings()
+		s.Identity.URL = tc.collection
+		job := build(t, s, jit(), template())
+		given := credentials(t, 2048)
+		given.AuthorizationURL = tc.authorization
+		secret, err := agentjob.Secret(s, job, given)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var signIn struct{ Data map[string]string }
+		decode(t, secret, ".credentials", &signIn)
+		// The audience of what the agent signs is what the server says.
+		if signIn.Data["authorizationUrl"] != tc.authorization || signIn.Data["oauthEndpointUrl"] != tc.endpoint {
+			t.Errorf("%s: %+v, want the endpoint %s", tc.collection, signIn.Data, tc.endpoint)
+		}
+		var agent struct{ ServerURL string }
+		if decode(t, secret, ".agent", &agent); agent.ServerURL != tc.collection {
+			t.Errorf(".agent leads to %s, want %s", agent.ServerURL, tc.collection)
+		}
+	}
+}

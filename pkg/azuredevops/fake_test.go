@@ -362,3 +362,29 @@ func TestAgainstFakePackage(t *testing.T) {
 		t.Errorf("wrong hash: %v", err)
 	}
 }
+
+// TestAgainstFakeCollection works with a collection of an Azure DevOps Server.
+func TestAgainstFakeCollection(t *testing.T) {
+	t.Parallel()
+	fake := startFake(t, azuredevopstest.Options{Seed: 7, Organisation: "tfs/DefaultCollection"})
+	c := fake.client(t, managerToken)
+	if pool, err := c.PoolByName(t.Context(), "ci"); err != nil || pool.ID != fake.pool {
+		t.Fatalf("pool %+v, %v", pool, err)
+	}
+	key := agentKey(t, 2048)
+	registered, err := c.RegisterAgent(t.Context(), fake.pool, Registration{Name: "jit", Version: "4.248.0", PublicKey: &key.PublicKey})
+	if err != nil || !strings.HasPrefix(registered.AuthorizationURL, fake.endpoint.URL+"/") {
+		t.Fatalf("registered as %+v, %v", registered, err)
+	}
+	agent := newHandAgent(t, fake.plainHTTP(t), fake.endpoint.URL, fake.pool, registered.AgentID)
+	if status := agent.signIn(key, registered.ClientID, registered.AuthorizationURL); status != http.StatusOK {
+		t.Errorf("the agent can't sign in: %d", status)
+	}
+	if withdrawn, err := c.Withdraw(t.Context(), fake.pool, registered.AgentID); err != nil || !withdrawn {
+		t.Errorf("withdraw: %t, %v", withdrawn, err)
+	}
+	elsewhere := fake.client(t, managerToken, func(c *Config) { c.URL = fake.endpoint.Origin + "/tfs/Other" })
+	if _, err := elsewhere.PoolByName(t.Context(), "ci"); err == nil || !strings.Contains(err.Error(), "tfs/Other") {
+		t.Errorf("of another collection: %v", err)
+	}
+}

@@ -148,12 +148,16 @@ func (c *call) connectionData() error {
 		}
 		data["serviceDefinitions"] = definitions
 	}
+	deployment := enumValue{"hosted", 2}
+	if strings.Contains(c.srv.opts.Organisation, "/") {
+		deployment = enumValue{"onPremises", 1}
+	}
 	return c.reply(http.StatusOK, map[string]any{
 		"authenticatedUser":   user,
 		"authorizedUser":      user,
 		"instanceId":          c.srv.hostID.String(),
 		"deploymentId":        c.srv.hostID.String(),
-		"deploymentType":      c.enum(enumValue{"hosted", 2}),
+		"deploymentType":      c.enum(deployment),
 		"locationServiceData": data,
 	})
 }

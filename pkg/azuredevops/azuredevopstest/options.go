@@ -70,7 +70,9 @@ type AgentPackage struct {
 // Options configures a Server. The zero value is a usable organisation
 // "acme" that nobody may sign in to.
 type Options struct {
-	// Organisation is the first element of every path; the default is "acme".
+	// Organisation is the first element of every path; the default is "acme". With a
+	// slash in it, such as tfs/DefaultCollection, the service is an Azure DevOps Server
+	// and this one of its collections.
 	Organisation string
 	// Seed determines every choice the service makes.
 	Seed uint64
@@ -135,7 +137,7 @@ type Options struct {
 }
 
 var (
-	organisationName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]*$`)
+	organisationName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]*(/[A-Za-z0-9][A-Za-z0-9-]*)?$`)
 	versionNumber    = regexp.MustCompile(`^\d+\.\d+\.\d+$`)
 )
 
@@ -147,7 +149,7 @@ func (o Options) withDefaults() (Options, error) {
 		o.Organisation = "acme"
 	}
 	if !organisationName.MatchString(o.Organisation) {
-		wrong = append(wrong, fmt.Errorf("option Organisation %q: use letters, digits and dashes", o.Organisation))
+		wrong = append(wrong, fmt.Errorf("option Organisation %q: use letters, digits and dashes, for a collection with one slash", o.Organisation))
 	}
 	if o.MinAgentVersion == "" {
 		o.MinAgentVersion = "2.182.1"

@@ -176,11 +176,12 @@ func (s *Server) find(r *http.Request) (*route, map[string]string, error) {
 		}
 		segments[i] = plain
 	}
-	if !strings.EqualFold(segments[0], s.opts.Organisation) {
+	depth := min(strings.Count(s.opts.Organisation, "/")+1, len(segments))
+	if name := strings.Join(segments[:depth], "/"); !strings.EqualFold(name, s.opts.Organisation) {
 		return nil, nil, fail(http.StatusNotFound, "VssServiceException",
-			"VS800075: The organization '%s' does not exist, or you do not have access to it.", segments[0])
+			"VS800075: The organization '%s' does not exist, or you do not have access to it.", name)
 	}
-	segments = segments[1:]
+	segments = segments[depth:]
 	known := false
 	for i := range s.routes {
 		vars, ok := match(s.routes[i].pattern, segments)

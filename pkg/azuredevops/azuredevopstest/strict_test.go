@@ -103,7 +103,7 @@ func key(exponent, modulus string) map[string]any {
 
 func TestOptions(t *testing.T) {
 	for name, o := range map[string]azuredevopstest.Options{
-		"organisation": {Organisation: "a/b"},
+		"organisation": {Organisation: "a/b/c"},
 		"tick":         {Tick: -1},
 		"version":      {MinAgentVersion: "new"},
 		"limit":        {ParallelJobs: -1},
