@@ -12,6 +12,7 @@ import (
 	"github.com/azp-scaler/azp-scaler/pkg/agent"
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
+	"github.com/azp-scaler/azp-scaler/pkg/azuredevops/entra"
 )
 
 // configuration is what the environment says, for the steps and for main.
@@ -23,6 +24,8 @@ type configuration struct {
 	proxy          azuredevops.Proxy
 	token          azuredevops.Secret
 	tokenFile      string
+	entra          entra.Config // Its method is empty for a personal access token.
+	scheme         azuredevops.Scheme
 	logLevel       slog.Level
 	logText        bool
 	terminationLog string
@@ -49,6 +52,20 @@ func variables() []variable {
 			return nil
 		}},
 		{"AZP_TOKEN_FILE", "", "file with the pool's token, read again when it changes; wins over `AZP_TOKEN`", text(func(c *configuration) *string { return &c.tokenFile })},
+		{"AZP_AUTH", "pat", "how to sign in: `pat`, with the token, or as an identity of Microsoft Entra by `workload-identity`, `managed-identity`, `client-secret` or `client-certificate`", func(c *configuration, v string) error {
+			if v != "pat" {
+				c.entra.Method = entra.Method(v)
+			}
+			return nil
+		}},
+		{"AZURE_TENANT_ID", "", "tenant of the identity", text(func(c *configuration) *string { return &c.entra.TenantID })},
+		{"AZURE_CLIENT_ID", "", "application (client) id of the identity", text(func(c *configuration) *string { return &c.entra.ClientID })},
+		{"AZURE_FEDERATED_TOKEN_FILE", "", "for `workload-identity`: file with the ServiceAccount's token", text(func(c *configuration) *string { return &c.entra.FederatedTokenFile })},
+		{"AZURE_AUTHORITY_HOST", "", "Microsoft Entra of the identity's cloud; empty is `https://login.microsoftonline.com/`", text(func(c *configuration) *string { return &c.entra.AuthorityHost })},
+		{"AZURE_CLIENT_SECRET_FILE", "", "for `client-secret`: file with the secret's value", text(func(c *configuration) *string { return &c.entra.ClientSecretFile })},
+		{"AZURE_CLIENT_CERTIFICATE_PATH", "", "for `client-certificate`: file with certificate and RSA key, PEM or PKCS#12", text(func(c *configuration) *string { return &c.entra.CertificateFile })},
+		{"AZURE_CLIENT_CERTIFICATE_PASSWORD_FILE", "", "file with the password of that PKCS#12 file", text(func(c *configuration) *string { return &c.entra.CertificatePasswordFile })},
+		{"AZP_AUTH_SCOPE", "", "what tokens are asked for; empty is Azure DevOps in the public cloud", text(func(c *configuration) *string { return &c.entra.Scope })},
 		{"AZP_REGISTRATION", "config", "who registers the agent: `config`, this pod, or `jit`, the scaler; for run", func(c *configuration, v string) error {
 			c.Registration = agentpool.Registration(v)
 			return nil
@@ -161,12 +178,6 @@ func load(lookup func(string) (string, bool), on host) (configuration, error) {
 	if c.proxy = c.Proxy; c.Proxy.HTTPS == "" {
 		c.Proxy = azuredevops.Proxy{}
 		c.proxy = usualProxy(lookup, c.proxy)
-	}
-	switch {
-	case c.tokenFile != "":
-		c.Token = azuredevops.FileToken(c.tokenFile)
-	case c.token != "":
-		c.Token = azuredevops.StaticToken(c.token)
 	}
 	return c, errors.Join(errs...)
 }

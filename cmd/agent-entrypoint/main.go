@@ -73,6 +73,7 @@ func (p program) run(ctx context.Context) agent.ExitCode {
 	config, err := load(p.lookup, p.host)
 	log := newLogger(p.stderr, config).With("step", string(step))
 	o := agent.Outcome{Code: agent.ExitConfiguration}
+	err = errors.Join(err, config.signIn(step, log))
 	if err := errors.Join(err, config.Validate(step)); err != nil {
 		o.Message = strings.ReplaceAll(err.Error(), "\n", "; ")
 	} else {
@@ -134,7 +135,7 @@ func (p program) carryOut(ctx context.Context, step agent.Step, config configura
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		log.Warn("the process could not be made unreadable for builds of the same user", "err", err)
 	}
-	network.URL, network.Token = config.URL, config.Token
+	network.URL, network.Token, network.Scheme = config.URL, config.Token, config.scheme
 	client, err := azuredevops.New(network)
 	if err != nil {
 		return agent.Outcome{Code: agent.ExitConfiguration, Message: err.Error()}

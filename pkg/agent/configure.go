@@ -59,13 +59,9 @@ func (s *Supervisor) register(ctx context.Context) (registration, error) {
 	if err := s.checkRoot(); err != nil {
 		return registration{}, err
 	}
-	secret, err := s.settings.Token.Token(ctx)
-	if err != nil {
-		return registration{}, fail(ExitCredential, "%w", err)
-	}
-	s.tokenSeen = secret.Reveal()
 	// The pool first: a wrong name, token or address shows in a second, and in the
-	// words of the service, and not after a download.
+	// words of the service, and not after a download. Whoever issues tokens may be out of
+	// reach for a while, as the service may, and is waited for alike.
 	if err := s.checkPool(ctx); err != nil {
 		return registration{}, err
 	}
@@ -157,10 +153,10 @@ func (s *Supervisor) configureOnce(ctx context.Context) (registration, error) {
 	if err := clearConfiguration(s.settings.Root); err != nil {
 		return registration{}, fail(ExitConfiguration, "%w", err)
 	}
-	// Asked for again, for it may have been replaced since.
+	// Asked for at each try, for it may have been replaced since.
 	secret, err := s.settings.Token.Token(ctx)
 	if err != nil {
-		return registration{}, fail(ExitCredential, "%w", err)
+		return registration{}, fail(codeOf(err, ExitCredential), "%w", err)
 	}
 	s.tokenSeen = secret.Reveal()
 	if err := s.runConfig(ctx); err != nil {
@@ -205,7 +201,7 @@ func (s *Supervisor) runConfig(ctx context.Context) error {
 	cmd := exec.Command("./"+configProgram, s.configArguments()...)
 	cmd.Dir = s.settings.Root
 	var err error
-	if cmd.Env, err = s.withNetwork(configureEnvironment(s.settings.Environment, s.tokenSeen, s.settings.CAFile)); err != nil {
+	if cmd.Env, err = s.withNetwork(configureEnvironment(s.settings.Environment, s.settings.Hidden, s.tokenSeen, s.settings.CAFile)); err != nil {
 		return fail(ExitConfiguration, "%w", err)
 	}
 	cmd.Stdout = out

@@ -22,14 +22,14 @@ func ownInputs() []string {
 }
 
 // buildEnvironment is the environment of the agent program, and so of every
-// build: the given one without the entrypoint's settings and the agent's inputs,
-// whatever their case, and without every variable whose value contains the secret
-// under another name. It reports the names of those. The locale is made neutral.
-func buildEnvironment(environ []string, secret string) (kept, leaked []string) {
+// build: the given one without the entrypoint's settings, the hidden ones, and the
+// agent's inputs, whatever their case, and without every variable whose value contains
+// the secret under another name. It reports the names of those. The locale is made neutral.
+func buildEnvironment(environ, hidden []string, secret string) (kept, leaked []string) {
 	for _, entry := range environ {
 		name, value, _ := strings.Cut(entry, "=")
 		upper := strings.ToUpper(name)
-		if strings.HasPrefix(upper, ownPrefix) || strings.HasPrefix(upper, inputPrefix) {
+		if strings.HasPrefix(upper, ownPrefix) || strings.HasPrefix(upper, inputPrefix) || slices.Contains(hidden, upper) {
 			continue
 		}
 		if len(secret) >= shortestSecret && strings.Contains(value, secret) {
@@ -44,8 +44,8 @@ func buildEnvironment(environ []string, secret string) (kept, leaked []string) {
 // configureEnvironment is the environment of config.sh: the build's, the inputs
 // of the agent that someone set on purpose (a proxy, say), and the token, which
 // the agent takes out of its environment before it does anything else.
-func configureEnvironment(environ []string, token, caFile string) []string {
-	env, _ := buildEnvironment(environ, token)
+func configureEnvironment(environ, hidden []string, token, caFile string) []string {
+	env, _ := buildEnvironment(environ, hidden, token)
 	for _, entry := range environ {
 		name, value, _ := strings.Cut(entry, "=")
 		input, found := strings.CutPrefix(strings.ToUpper(name), inputPrefix)

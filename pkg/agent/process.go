@@ -136,7 +136,7 @@ func (l *listener) close() {
 
 // listenerEnvironment is the environment that the build inherits.
 func (s *Supervisor) listenerEnvironment() ([]string, error) {
-	env, leaked := buildEnvironment(s.settings.Environment, s.tokenSeen)
+	env, leaked := buildEnvironment(s.settings.Environment, s.settings.Hidden, s.tokenSeen)
 	if len(leaked) > 0 {
 		s.log.Warn("variables that hold the pool's token are kept from the build: take them out of the pod", "names", leaked)
 	}

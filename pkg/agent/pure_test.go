@@ -191,8 +191,9 @@ func TestBuildEnvironment(t *testing.T) {
 		"PATH=/bin", "HOME=/home/agent", "AZP_TOKEN=" + secret, "AZP_TOKEN_FILE=/run/t", "AZP_URL=https://x/y", "azp_pool=lower",
 		"VSTS_AGENT_INPUT_TOKEN=" + secret, "VSTS_AGENT_INPUT_PROXYURL=http://p", "vsts_agent_input_auth=PAT",
 		"AZURE_DEVOPS_EXT_PAT=" + secret, "HEADER=Basic :" + secret + ";", "VSO_AGENT_IGNORE=A,B", "EMPTY=", "LC_ALL=de_DE.UTF-8", "LANGUAGE=de",
-	}, secret)
-	want := []string{"PATH=/bin", "HOME=/home/agent", "VSO_AGENT_IGNORE=A,B", "EMPTY=", "LANG=de_DE.UTF-8", "LC_MESSAGES=C.UTF-8"}
+		"AZURE_CLIENT_SECRET_FILE=/run/s", "AZURE_CONFIG_DIR=/azure",
+	}, []string{"AZURE_CLIENT_SECRET_FILE"}, secret)
+	want := []string{"PATH=/bin", "HOME=/home/agent", "VSO_AGENT_IGNORE=A,B", "EMPTY=", "AZURE_CONFIG_DIR=/azure", "LANG=de_DE.UTF-8", "LC_MESSAGES=C.UTF-8"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("environment (-want +got):\n%s", diff)
 	}
@@ -202,7 +203,7 @@ func TestBuildEnvironment(t *testing.T) {
 }
 
 func TestBuildEnvironmentKeepsLang(t *testing.T) {
-	got, _ := buildEnvironment([]string{"LANG=fr_FR.UTF-8", "LC_NUMERIC=fr_FR.UTF-8"}, "")
+	got, _ := buildEnvironment([]string{"LANG=fr_FR.UTF-8", "LC_NUMERIC=fr_FR.UTF-8"}, nil, "")
 	if diff := cmp.Diff([]string{"LANG=fr_FR.UTF-8", "LC_NUMERIC=fr_FR.UTF-8", "LC_MESSAGES=C.UTF-8"}, got); diff != "" {
 		t.Errorf("environment (-want +got):\n%s", diff)
 	}
@@ -213,7 +214,8 @@ func TestConfigureEnvironment(t *testing.T) {
 	got := configureEnvironment([]string{
 		"PATH=/bin", "AZP_TOKEN=" + secret, "VSTS_AGENT_INPUT_PROXYURL=http://p", "VSTS_AGENT_INPUT_REPLACE=true",
 		"VSTS_AGENT_INPUT_TOKEN=other", "VSTS_AGENT_INPUT_URL=https://elsewhere", "VSTS_AGENT_INPUT_PROXYPASSWORD=" + secret,
-	}, secret, "/ca.crt")
+		"AZURE_CLIENT_SECRET_FILE=/run/s",
+	}, []string{"AZURE_CLIENT_SECRET_FILE"}, secret, "/ca.crt")
 	want := []string{
 		"PATH=/bin", "LC_MESSAGES=C.UTF-8", "VSTS_AGENT_INPUT_PROXYURL=http://p",
 		"VSTS_AGENT_INPUT_SSLCACERT=/ca.crt", "VSTS_AGENT_INPUT_TOKEN=" + secret,

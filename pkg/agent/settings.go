@@ -54,7 +54,7 @@ type Settings struct {
 	// Registration says who registers the agent: configure, in this pod, or the scaler
 	// (AZP_REGISTRATION). Only run asks.
 	Registration agentpool.Registration
-	// Token gives the pool's credential (AZP_TOKEN or AZP_TOKEN_FILE); nil for run.
+	// Token gives the pool's credential, as AZP_AUTH says; nil for run.
 	Token azuredevops.TokenSource
 	// AgentName is the name to register (AZP_AGENT_NAME).
 	AgentName string
@@ -110,6 +110,9 @@ type Settings struct {
 	// Environment is the entrypoint's own, as os.Environ gives it. The agent program
 	// gets it without the entrypoint's settings.
 	Environment []string
+	// Hidden are variables of the environment that are the entrypoint's own sign-in without
+	// being named as its settings are. The agent program does not get them.
+	Hidden []string
 	// EffectiveUID is the user the entrypoint runs as.
 	EffectiveUID int
 }
@@ -167,7 +170,7 @@ func (s Settings) validateService(add func(string, ...any)) {
 		add("AZP_POOL is empty: give the name of the agent pool")
 	}
 	if s.Token == nil {
-		add("neither AZP_TOKEN nor AZP_TOKEN_FILE is set: mount a token with the right Agent Pools (read & manage) and name its file in AZP_TOKEN_FILE")
+		add("neither AZP_TOKEN nor AZP_TOKEN_FILE is set: mount a token with the right Agent Pools (read & manage) and name its file in AZP_TOKEN_FILE, or sign in otherwise by AZP_AUTH")
 	}
 	switch {
 	case s.AgentName == "":

@@ -58,12 +58,12 @@ func New(config Config, version string, log *slog.Logger) (*App, error) {
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics := NewMetrics(registry)
-	token := azuredevops.StaticToken(config.Token)
-	if config.TokenFile != "" {
-		token = azuredevops.FileToken(config.TokenFile)
+	token, scheme, err := config.signIn(log)
+	if err != nil {
+		return nil, fmt.Errorf("%w:\n%w", ErrConfiguration, err)
 	}
 	client, err := azuredevops.New(azuredevops.Config{
-		URL: config.URL, Token: token, CAFile: config.CAFile, Proxy: config.proxy(), UserAgent: "azp-scaler/" + version,
+		URL: config.URL, Token: token, Scheme: scheme, CAFile: config.CAFile, Proxy: config.proxy(), UserAgent: "azp-scaler/" + version,
 		Recorder: metrics.Recorder, Logger: log,
 	})
 	if err != nil {

@@ -24,6 +24,16 @@ type Config struct {
 	TokenFile string             `envconfig:"AZP_TOKEN_FILE" desc:"File that holds the token; read again when it changes"`
 	CAFile    string             `envconfig:"AZP_CA_FILE" desc:"PEM file of a further certificate authority to trust"`
 
+	Auth                    string `envconfig:"AZP_AUTH" default:"pat" desc:"How to sign in: pat (with the token above), or as an identity of Microsoft Entra by workload-identity, managed-identity, client-secret or client-certificate; see docs/signing-in.md"`
+	TenantID                string `envconfig:"AZURE_TENANT_ID" desc:"Tenant of the identity; not for managed-identity. In AKS the workload identity webhook sets it"`
+	ClientID                string `envconfig:"AZURE_CLIENT_ID" desc:"Application (client) id of the identity; with managed-identity it may be left out where the machine has only one. The webhook sets it"`
+	FederatedTokenFile      string `envconfig:"AZURE_FEDERATED_TOKEN_FILE" desc:"For workload-identity: file with the token of the pod's ServiceAccount. The webhook sets it"`
+	AuthorityHost           string `envconfig:"AZURE_AUTHORITY_HOST" desc:"Microsoft Entra of the identity's cloud; without it https://login.microsoftonline.com/. The webhook sets it"`
+	ClientSecretFile        string `envconfig:"AZURE_CLIENT_SECRET_FILE" desc:"For client-secret: file with the secret's value; read again for each new token"`
+	CertificatePath         string `envconfig:"AZURE_CLIENT_CERTIFICATE_PATH" desc:"For client-certificate: file with certificate and RSA key, PEM or PKCS#12; read again for each new token"`
+	CertificatePasswordFile string `envconfig:"AZURE_CLIENT_CERTIFICATE_PASSWORD_FILE" desc:"File with the password of that PKCS#12 file"`
+	AuthScope               string `envconfig:"AZP_AUTH_SCOPE" desc:"What tokens are asked for; without it Azure DevOps in the public cloud"`
+
 	HTTPSProxy        azuredevops.Secret `envconfig:"HTTPS_PROXY" desc:"Proxy on the way to Azure DevOps, such as http://proxy.example:3128, and to the API server where NO_PROXY does not name it"`
 	HTTPProxy         azuredevops.Secret `envconfig:"HTTP_PROXY" desc:"The same for addresses without TLS"`
 	NoProxy           string             `envconfig:"NO_PROXY" desc:"What is reached without the proxy, comma-separated; the API server should be among it"`
@@ -114,14 +124,7 @@ func (c Config) validateService(v *validator) {
 			v.add("AZP_POOL", fmt.Sprintf("names %q twice: the service does not tell apart names by case", pool))
 		}
 	}
-	switch {
-	case c.Token == "" && c.TokenFile == "":
-		v.add("AZP_TOKEN_FILE", "is not set, and neither is AZP_TOKEN: put a personal access token with Agent Pools (read & manage) into a file and name it here")
-	case c.Token != "" && c.TokenFile != "":
-		v.add("AZP_TOKEN", "is set together with AZP_TOKEN_FILE: unset one of them, AZP_TOKEN rather")
-	case c.TokenFile != "":
-		v.readable("AZP_TOKEN_FILE", c.TokenFile)
-	}
+	c.validateSignIn(v)
 	if c.CAFile != "" {
 		v.readable("AZP_CA_FILE", c.CAFile)
 	}

@@ -181,9 +181,9 @@ func (t *transport) attempt(req *http.Request, c call) (*http.Response, Secret, 
 func noToken(ctx context.Context, err error) *Error {
 	const message = "no token to sign in with"
 	switch {
-	case ctx.Err() != nil:
+	case errors.Is(ctx.Err(), context.Canceled):
 		return failed(ctx, err)
-	case errors.Is(err, ErrUnavailable):
+	case ctx.Err() != nil, errors.Is(err, ErrUnavailable):
 		return &Error{Kind: ErrUnavailable, Message: message, Err: err}
 	default:
 		return &Error{Kind: ErrAuthentication, Message: message, Err: err}

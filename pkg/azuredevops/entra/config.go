@@ -87,7 +87,7 @@ func (c Config) Validate() error {
 	var problems []error
 	add := func(format string, a ...any) { problems = append(problems, fmt.Errorf(format, a...)) }
 	if !slices.Contains(Methods(), c.Method) {
-		add("AZP_AUTH %q is none of %q", c.Method, Methods())
+		add("AZP_AUTH %q is unknown: give pat or one of %s", c.Method, strings.Trim(fmt.Sprint(Methods()), "[]"))
 		return errors.Join(problems...)
 	}
 	needed := func(variable, value, want string) {

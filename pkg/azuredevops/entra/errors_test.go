@@ -294,7 +294,7 @@ func TestValidate(t *testing.T) {
 		config entra.Config
 		want   []string
 	}{
-		"no method": {entra.Config{Method: "magic"}, []string{`AZP_AUTH "magic" is none of`}},
+		"no method": {entra.Config{Method: "magic"}, []string{`AZP_AUTH "magic" is unknown`}},
 		"nothing for workload identity": {
 			entra.Config{Method: entra.WorkloadIdentity},
 			[]string{"AZURE_TENANT_ID is not set", "AZURE_CLIENT_ID is not set", "AZURE_FEDERATED_TOKEN_FILE is not set"},

@@ -57,7 +57,7 @@ func (a authority) fetch(ctx context.Context) (grant, error) {
 	}
 	token, err := credential.GetToken(ctx, request)
 	if err != nil {
-		return grant{}, a.explain(ctx, x, proof, err)
+		return grant{}, a.explain(x, proof, err)
 	}
 	if token.Token == "" || !time.Now().Before(token.ExpiresOn) {
 		return grant{}, a.unavailable("the answer holds no token that is good now", "check this machine's clock")
@@ -73,7 +73,7 @@ func (a authority) credential(p proof, x *exchange) (azcore.TokenCredential, err
 		Cloud:     cloud.Configuration{ActiveDirectoryAuthorityHost: c.AuthorityHost},
 		// A short disturbance is not worth a failure; longer ones are the source's.
 		Retry: policy.RetryOptions{
-			MaxRetries: 2, RetryDelay: c.BackOff / 2, MaxRetryDelay: 2 * c.BackOff, TryTimeout: c.Timeout,
+			MaxRetries: 2, RetryDelay: c.BackOff / 4, MaxRetryDelay: 2 * c.BackOff, TryTimeout: c.Timeout,
 			StatusCodes: []int{
 				http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
 				http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,

@@ -36,9 +36,9 @@ type answer struct {
 }
 
 // explain makes an error of how the last request ended.
-func (a authority) explain(ctx context.Context, x *exchange, p proof, err error) error {
+func (a authority) explain(x *exchange, p proof, err error) error {
 	if x.err != nil || x.status == 0 {
-		return a.unanswered(ctx, x, p, err)
+		return a.unanswered(x, p, err)
 	}
 	var said answer
 	_ = json.Unmarshal(x.body, &said) // What is no such body is told by its status.
@@ -63,7 +63,7 @@ func (a authority) explain(ctx context.Context, x *exchange, p proof, err error)
 }
 
 // unanswered explains a request that got no answer.
-func (a authority) unanswered(ctx context.Context, x *exchange, p proof, err error) error {
+func (a authority) unanswered(x *exchange, p proof, err error) error {
 	cause := x.err
 	if cause == nil {
 		cause = err
@@ -83,7 +83,7 @@ func (a authority) unanswered(ctx context.Context, x *exchange, p proof, err err
 		return a.unavailable(fmt.Sprintf("%s can't be reached: %s", x.host, why),
 			"have the proxy let requests to "+x.host+" through, and give it the user and password that it wants (AZP_PROXY_USERNAME_FILE, AZP_PROXY_PASSWORD_FILE)")
 	}
-	if ctx.Err() != nil {
+	if errors.Is(cause, context.DeadlineExceeded) || errors.Is(cause, context.Canceled) {
 		why = "no answer within the time limit"
 	}
 	if a.config.Method == ManagedIdentity {

@@ -145,7 +145,7 @@ func (s *Source) renew(ctx context.Context, limit time.Duration) error {
 // about the next renewal.
 func (s *Source) failed(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return fmt.Errorf("getting a token of %s: %w", s.about, context.Cause(ctx))
+		return fmt.Errorf("%w: given up by the caller: %w", err, context.Cause(ctx))
 	}
 	wait := min(s.backOff<<min(s.failures, 16), longestBackOff)
 	s.failures++
