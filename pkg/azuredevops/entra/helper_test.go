@@ -80,7 +80,7 @@ func newWorld(t *testing.T, lifetime time.Duration) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.entra.Close)
-	authority, err := w.entra.StartTLS("127.0.0.1:0")
+	authority, err := w.entra.StartTLS("127.0.0.1:0", behindProxy)
 	if err != nil {
 		t.Fatal(err)
 	}
