@@ -1,9 +1,72 @@
 package app_test
 
 import (
+	"context"
+	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/azp-scaler/azp-scaler/pkg/azuredevops/azuredevopstest"
+	"github.com/azp-scaler/azp-scaler/pkg/azuredevops/azuredevopstest/entratest"
 )
+
+// TestSignInByEntra starts the scaler as an identity of Entra, once with a secret that is
+// refused, which is fatal as a refused token is.
+func TestSignInByEntra(t *testing.T) {
+	const client, secret = "11111111-2222-4333-8444-555555555555", "s3cr3t~value"
+	server, variables := service(t, "127.0.0.1:0", azuredevopstest.Options{})
+	issuer, err := entratest.New(entratest.Options{OnToken: func(token entratest.Token) {
+		if err := server.AddToken(azuredevopstest.Token{Secret: token.Secret, Rights: azuredevopstest.RightsManage, Expires: token.Expires}); err != nil {
+			t.Error(err)
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(issuer.Close)
+	endpoint, err := issuer.StartTLS("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := issuer.Register(entratest.Application{ClientID: client, Secrets: []entratest.ClientSecret{{Value: secret}}}); err != nil {
+		t.Fatal(err)
+	}
+	ca, err := os.ReadFile(variables["AZP_CA_FILE"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "secret")
+	for path, content := range map[string]string{variables["AZP_CA_FILE"]: string(ca) + string(endpoint.CAPEM), file: "wrong~value"} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, value := range map[string]string{
+		"AZP_TOKEN": "", "AZP_AUTH": "client-secret", "AZURE_TENANT_ID": entratest.DefaultTenant, "AZURE_CLIENT_ID": client,
+		"AZURE_CLIENT_SECRET_FILE": file, "AZURE_AUTHORITY_HOST": endpoint.URL,
+	} {
+		variables[name] = value
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), waitLimit)
+	defer cancel()
+	if err := newApp(t, variables).Run(ctx); err == nil || !strings.Contains(err.Error(), "AADSTS7000215") || strings.Contains(err.Error(), "wrong~value") {
+		t.Errorf("with a wrong secret it ended with %v", err)
+	}
+	if err := os.WriteFile(file, []byte(secret), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := newApp(t, variables)
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	// The service is there and the cluster is not.
+	waitFor(t, a, done, "/readyz", http.StatusServiceUnavailable, "the cache of Jobs and pods is not filled yet")
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("told to stop, it ended with %v", err)
+	}
+}
 
 func TestSignInSettings(t *testing.T) {
 	identity := map[string]string{"AZURE_TENANT_ID": "72f988bf-0000-4000-8000-2d7cd011db47", "AZURE_CLIENT_ID": "11111111-2222-4333-8444-555555555555"}
