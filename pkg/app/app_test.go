@@ -34,7 +34,7 @@ func kubeconfigOf(t *testing.T) string {
 }
 
 // service starts a fake Azure DevOps and gives the variables that lead to it.
-func service(t *testing.T, address string, options azuredevopstest.Options) (*azuredevopstest.Server, map[string]string) {
+func service(t *testing.T, options azuredevopstest.Options) (*azuredevopstest.Server, map[string]string) {
 	t.Helper()
 	options.Organisation = "acme"
 	options.Tokens = append(options.Tokens, azuredevopstest.Token{Secret: "good-token", Rights: azuredevopstest.RightsManage})
@@ -45,7 +45,7 @@ func service(t *testing.T, address string, options azuredevopstest.Options) (*az
 	t.Cleanup(server.Close)
 	server.CreatePool("kubernetes")
 	server.CreatePool("windows")
-	endpoint, err := server.StartTLS(address)
+	endpoint, err := server.StartTLS("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func TestWhatIsFatalAtTheStart(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			server, variables := service(t, "127.0.0.1:0", test.options)
+			server, variables := service(t, test.options)
 			test.change(server, variables)
 			ctx, cancel := context.WithTimeout(t.Context(), waitLimit)
 			defer cancel()
@@ -163,7 +163,7 @@ func TestUnreachableServiceIsWaitedFor(t *testing.T) {
 }
 
 func TestReadinessSaysWhatIsMissing(t *testing.T) {
-	_, variables := service(t, "127.0.0.1:0", azuredevopstest.Options{})
+	_, variables := service(t, azuredevopstest.Options{})
 	a := newApp(t, variables)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

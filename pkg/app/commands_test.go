@@ -46,7 +46,7 @@ type world struct {
 // included.
 func newWorld(t *testing.T, changes map[string]string, classes ...*batchv1.CronJob) *world {
 	t.Helper()
-	server, variables := service(t, "127.0.0.1:0", azuredevopstest.Options{})
+	server, variables := service(t, azuredevopstest.Options{})
 	variables["AZP_POOL"], variables["AZP_AGENT_IMAGE"], variables["AZP_ROLE_BINDINGS"] = "kubernetes,large", "", ""
 	for name, value := range changes {
 		variables[name] = value

@@ -16,7 +16,7 @@ import (
 // refused, which is fatal as a refused token is.
 func TestSignInByEntra(t *testing.T) {
 	const client, secret = "11111111-2222-4333-8444-555555555555", "s3cr3t~value"
-	server, variables := service(t, "127.0.0.1:0", azuredevopstest.Options{})
+	server, variables := service(t, azuredevopstest.Options{})
 	issuer, err := entratest.New(entratest.Options{OnToken: func(token entratest.Token) {
 		if err := server.AddToken(azuredevopstest.Token{Secret: token.Secret, Rights: azuredevopstest.RightsManage, Expires: token.Expires}); err != nil {
 			t.Error(err)
