@@ -86,7 +86,6 @@ func (t *transport) renew(req *http.Request, secret Secret, err *Error) bool {
 		(req.Body != nil && req.GetBody == nil) || !source.Refused(secret) {
 		return false
 	}
-	t.log.InfoContext(req.Context(), "the service refused a token that has not ended, trying with a new one", slog.Any("error", err))
 	// One that can't be had, or the same one again, leaves the refusal as it is.
 	next, failure := source.Token(req.Context())
 	return failure == nil && next != secret

@@ -37,6 +37,9 @@ type answer struct {
 
 // explain makes an error of how the last request ended.
 func (a authority) explain(x *exchange, p proof, err error) error {
+	if x.host == "" {
+		return a.refused("", oneLine(err.Error(), p.hidden...), "")
+	}
 	if x.err != nil || x.status == 0 {
 		return a.unanswered(x, p, err)
 	}

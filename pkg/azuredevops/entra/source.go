@@ -136,6 +136,10 @@ func (s *Source) renew(ctx context.Context, limit time.Duration) error {
 	s.renewAt = start.Add(left * 2 / 3)
 	if !got.refresh.IsZero() && got.refresh.Before(s.renewAt) {
 		s.renewAt = got.refresh
+		// An issuer that keeps its tokens may name a time that is over.
+		if earliest := start.Add(left / 10); s.renewAt.Before(earliest) {
+			s.renewAt = earliest
+		}
 	}
 	s.log.DebugContext(ctx, "got a token of Microsoft Entra", slog.Time("expires", s.expires), slog.Time("renewal", s.renewAt))
 	return nil
@@ -170,6 +174,7 @@ func (s *Source) Refused(token azuredevops.Secret) bool {
 		return false
 	}
 	s.suspect, s.lastRefused = true, now
+	s.log.Info("the service refused a token that has not ended, getting another one", slog.Time("expires", s.expires))
 	return true
 }
 

@@ -22,6 +22,8 @@ type issuer struct {
 	tokens int
 	same   bool // It gives out the token it has.
 	ends   time.Time
+	// hint is the time of renewal that it names, from now; zero for none.
+	hint time.Duration
 }
 
 func (i *issuer) fetch(ctx context.Context) (grant, error) {
@@ -40,7 +42,11 @@ func (i *issuer) fetch(ctx context.Context) (grant, error) {
 		i.tokens++
 		i.ends = time.Now().Add(i.life)
 	}
-	return grant{token: azuredevops.Secret(rune('a' + i.tokens - 1)), expires: i.ends}, nil
+	got := grant{token: azuredevops.Secret(rune('a' + i.tokens - 1)), expires: i.ends}
+	if i.hint != 0 {
+		got.refresh = time.Now().Add(i.hint)
+	}
+	return got, nil
 }
 
 func (i *issuer) source() *Source {
@@ -218,4 +224,24 @@ func TestSourceOfOneThatKeepsTokens(t *testing.T) {
 			t.Errorf("asked %d times in a day", n)
 		}
 	})
+}
+
+// TestSourceTakesTheIssuersHint renews when the issuer wants it, but never all the time.
+func TestSourceTakesTheIssuersHint(t *testing.T) {
+	t.Parallel()
+	for hint, want := range map[time.Duration]int{12 * time.Minute: 6, 50 * time.Minute: 2, -time.Minute: 11} {
+		synctest.Test(t, func(t *testing.T) {
+			i := &issuer{life: time.Hour, hint: hint}
+			s := i.source()
+			for range 61 {
+				if _, err := s.Token(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Minute)
+			}
+			if n := len(i.asked); n != want {
+				t.Errorf("hint %v: asked %d times in an hour, want %d", hint, n, want)
+			}
+		})
+	}
 }
