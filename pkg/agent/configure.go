@@ -59,9 +59,15 @@ func (s *Supervisor) register(ctx context.Context) (registration, error) {
 	if err := s.checkRoot(); err != nil {
 		return registration{}, err
 	}
+	// A token that can't be had at all is told at once. Whoever issues tokens may be out of
+	// reach for a while, as the service may, and checkPool waits for both.
+	secret, err := s.settings.Token.Token(ctx)
+	if err != nil && !transient(err) {
+		return registration{}, fail(codeOf(err, ExitCredential), "%w", err)
+	}
+	s.tokenSeen = secret.Reveal()
 	// The pool first: a wrong name, token or address shows in a second, and in the
-	// words of the service, and not after a download. Whoever issues tokens may be out of
-	// reach for a while, as the service may, and is waited for alike.
+	// words of the service, and not after a download.
 	if err := s.checkPool(ctx); err != nil {
 		return registration{}, err
 	}
