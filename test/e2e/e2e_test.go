@@ -120,7 +120,7 @@ func mainJob(t *testing.T, way string) {
 		t.Errorf("the auditor does not say %q", want)
 	}
 	wantNoHits(t)
-	if e.Node() == cluster.Real && way == "config" {
+	if e.Node() == cluster.Real && way == fromPods {
 		allInOne(t, e)
 	}
 }

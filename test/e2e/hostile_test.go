@@ -184,7 +184,7 @@ func (i *intruder) judge(report hostile.Report) error {
 		}
 	}
 	var want []string
-	if i.env.Registration() != "jit" {
+	if i.env.Registration() != byScaler {
 		want = []string{"/run/azp/claimed"}
 	}
 	if !slices.Equal(exchange, want) {

@@ -21,13 +21,6 @@ import (
 	"github.com/azp-scaler/azp-scaler/test/e2e/hostile"
 )
 
-// What is promised of the end of a build's rights, from that of its container on. The
-// kubelet tells its time in whole seconds, rounded down.
-const (
-	rightsLimit = 5 * time.Second
-	tokenLimit  = 30 * time.Second
-)
-
 const rulesPath = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 
 // namespaces are those in which the intruder tries everything. It has rights in one.
@@ -216,7 +209,8 @@ func expand(rules []rbacv1.PolicyRule) []string {
 }
 
 // judgeEndOfRights uses the account of a build that ends: from the end of its container
-// on, its calls are refused soon, and its token a little later.
+// on, its calls are refused soon, and its token a little later. The kubelet tells its time
+// in whole seconds, rounded down.
 func (i *intruder) judgeEndOfRights(ctx context.Context, report hostile.Report) error {
 	build, err := i.env.As(report.Account)
 	if err != nil {
