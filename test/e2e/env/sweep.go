@@ -173,7 +173,11 @@ func (in *Installation) keepPages(ctx context.Context) error {
 	if in.Scaler == nil || !in.Scaler.Running() {
 		return nil
 	}
-	return keepPages(ctx, in.Scaler.URL(), filepath.Join(in.env.dir, pagesDir), in.Name)
+	err := keepPages(ctx, in.Scaler.URL(), filepath.Join(in.env.dir, pagesDir), in.Name)
+	if !in.Scaler.Running() {
+		return nil // It has ended before it could answer.
+	}
+	return err
 }
 
 func keepPages(ctx context.Context, url, dir, prefix string) error {
