@@ -64,7 +64,9 @@ func Listen(host string, set *canary.Set) (*Listener, error) {
 }
 
 func (l *Listener) serve(host string, handler http.Handler) (string, error) {
-	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	// A pod that is taken down may have no network left by which to close a connection.
+	config := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 5}}
+	listener, err := config.Listen(context.Background(), "tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		return "", fmt.Errorf("a listener for the hostile build: %w", err)
 	}
