@@ -30,6 +30,12 @@ const (
 	identityAccount   = "azure"
 )
 
+// The limits after a build's end, its agent's own end included.
+const (
+	rightsLimit = 5 * time.Second
+	tokenLimit  = 30 * time.Second
+)
+
 // TestAzureIdentity has builds get tokens that Entra would exchange, in both documented ways,
 // with the delivered manifests, and checks them as Entra does.
 func TestAzureIdentity(t *testing.T) {
