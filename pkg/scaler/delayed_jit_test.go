@@ -135,17 +135,16 @@ func (w *world) awaitWord(job agentpool.AgentJob) {
 }
 
 // judgeRegistration complains of an agent that the scaler has registered and that is still
-// in the pool though the cache has shown for long that it has ended. What failed meanwhile,
-// and what a scaler finds so when it starts, is for the sweep. The caller holds the lock.
+// in the pool though the cache has shown for long that it has ended. What failed meanwhile is
+// for the sweep. The caller holds the lock.
 func (w *world) judgeRegistration(job agentpool.AgentJob, shown time.Time) {
 	if job.Registration != agentpool.RegistrationJIT || w.failing {
 		return
 	}
-	restarts := w.seen["restarted"]
 	time.AfterFunc(time.Until(shown.Add(reaction)), func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if agent, there := w.agents[job.Name]; there && agent.ID == job.AgentID && agent.AssignedRequest == 0 && w.seen["restarted"] == restarts {
+		if agent, there := w.agents[job.Name]; there && agent.ID == job.AgentID && agent.AssignedRequest == 0 {
 			w.accuse("%s is still registered, though the cache shows for %v that it has ended", job.Name, reaction)
 		}
 	})
