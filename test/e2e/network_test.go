@@ -18,7 +18,7 @@ func TestJITBehindAProxy(t *testing.T) {
 	workload := make([]env.Build, 3)
 	for i := range workload {
 		workload[i] = env.Build{Name: fmt.Sprintf("behind-%d", i), Steps: []string{
-			`env | grep -F "` + env.ProxyPassword("") + `" && exit 1; [ "$AGENT_PROXYURL" = "` + s.Proxy.URL() + `" ] && [ -s "$AGENT_CAINFO" ] && [ -s "$SSL_CERT_FILE" ]`,
+			s.briefStep() + `; env | grep -F "` + env.ProxyPassword("") + `" && exit 1; [ "$AGENT_PROXYURL" = "` + s.Proxy.URL() + `" ] && [ -s "$AGENT_CAINFO" ] && [ -s "$SSL_CERT_FILE" ]`,
 		}}
 	}
 	before := s.Proxy.Counts()
