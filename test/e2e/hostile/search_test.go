@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -91,12 +92,37 @@ func TestSearchFindsATokenAtAPort(t *testing.T) {
 	}))
 	defer server.Close()
 	s := newTestSearch(t)
-	s.network(t.Context(), []string{server.URL + "/other"})
 	address := strings.TrimPrefix(server.URL, "http://")
-	if !slices.Contains(s.report.Ports, address) {
+	// What else listens on this machine is none of the test's business.
+	s.proc = onlyListening(t, address)
+	s.network(t.Context(), []string{server.URL + "/other"})
+	if !slices.Equal(s.report.Ports, []string{address}) {
 		t.Fatalf("listening are %q, not %s", s.report.Ports, address)
 	}
 	s.want(t, InNetwork, server.URL+"/metrics")
+}
+
+// onlyListening makes a /proc in which one address of the loopback is listened at, beside
+// a connection that is established.
+func onlyListening(t *testing.T, address string) string {
+	t.Helper()
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "self", "net")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	table := fmt.Sprintf("  sl  local_address rem_address   st\n   0: 0100007F:%04X 00000000:0000 0A\n   1: 0100007F:0001 0100007F:%04X 01\n", number, number)
+	if err := os.WriteFile(filepath.Join(dir, "tcp"), []byte(table), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Dir(filepath.Dir(dir))
 }
 
 func TestSearchFindsATokenInAnAnswerOfTheAPIServer(t *testing.T) {
