@@ -68,15 +68,27 @@ func TestSearchFindsATokenInAFileAndWaitsAtNone(t *testing.T) {
 func TestSearchFindsATokenInAnotherProcess(t *testing.T) {
 	t.Parallel()
 	s := newTestSearch(t)
-	command := exec.CommandContext(t.Context(), "sleep", "60")
+	command := exec.CommandContext(t.Context(), "/bin/sh", "-c", "echo here; read end")
 	command.Env = []string{"X=" + secret}
+	end, err := command.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, err := command.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		_ = command.Process.Kill()
-		_ = command.Wait()
+		_ = end.Close()
+		_ = command.Wait() // Its status says only that there was nothing to read.
 	}()
+	// Before it speaks it may still be this program.
+	if _, err := said.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
 	dir := filepath.Join(procDir, strconv.Itoa(command.Process.Pid))
 	s.process(dir)
 	s.want(t, InProcess, filepath.Join(dir, "environ"))
