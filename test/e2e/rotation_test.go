@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"strconv"
 	"strings"
@@ -12,8 +13,8 @@ import (
 	"github.com/azp-scaler/azp-scaler/test/e2e/env"
 )
 
-// rotationVariable is how many builds there are while tokens are replaced: few by
-// default, as a real node of two processors makes about one pod a second.
+// rotationVariable is how many builds there are while tokens are replaced, and again while they
+// end: few by default, as a real node of two processors makes about one pod a second.
 const (
 	rotationVariable = "ROTATION_BUILDS"
 	rotationFew      = 24
@@ -35,6 +36,10 @@ func rotationBuilds(t *testing.T) int {
 // rotationAgents is how many agents there are at most.
 const rotationAgents = 16
 
+// tokenLife is that of the tokens of Entra here. Two thirds of it must be over before a new one is
+// got, and the kubelet takes up to a quarter of a minute here to show that in pods.
+const tokenLife = 30 * time.Second
+
 // TestTokensEndInTheMiddle replaces and ends tokens while builds wait, start, run and go: none
 // is lost, and nothing is left of any.
 func TestTokensEndInTheMiddle(t *testing.T) { registered(t, []string{fromPods}, tokensEnd) }
@@ -51,6 +56,7 @@ func tokensEnd(t *testing.T, way string) {
 	}
 	s := newStage(t, options)
 	s.scenario(t, "a personal access token is replaced", func(t *testing.T) { s.replaced(t, builds) })
+	s.scenario(t, "tokens of Entra end", func(t *testing.T) { s.renewed(t, builds, settings) })
 	s.judge(t)
 }
 
@@ -74,6 +80,29 @@ func (s *stage) replaced(t *testing.T, builds int) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// renewed has each token end after a short time, and at last nobody who issues one while they do.
+func (s *stage) renewed(t *testing.T, builds int, settings map[string]string) {
+	in, entra, err := s.InstallEntra(t.Context(), "entra", tokenLife, settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Scaler.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := in.StartScaler(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	begun, before := time.Now(), entra.Counts().Issued
+	queued := s.queue(t, shortBuilds("entra", builds/2)...)
+	s.allEnded(t, queued)
+	t.Logf("%d builds took %s, in which there were %d new tokens", len(queued), time.Since(begun).Round(time.Second), entra.Counts().Issued-before)
+
+	s.throughAGap(t, builds-len(queued), in.Scaler, func() { entra.SetOutage(http.StatusServiceUnavailable) }, func() { entra.SetOutage(0) })
+	if issued := entra.Counts().Issued; issued < 3 {
+		t.Errorf("%d tokens were issued, so that this shows little", issued)
+	}
 }
 
 // throughAGap has builds run while the service takes no token for a time. Their length is more than

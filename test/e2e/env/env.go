@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops/azuredevopstest"
+	"github.com/azp-scaler/azp-scaler/pkg/azuredevops/azuredevopstest/entratest"
 	"github.com/azp-scaler/azp-scaler/test/cluster"
 	"github.com/azp-scaler/azp-scaler/test/e2e/hostnode"
 	"github.com/azp-scaler/azp-scaler/test/e2e/interpose"
@@ -85,6 +86,7 @@ type Env struct {
 	built         artefacts
 	installations []*Installation
 	foreign       []*Foreign
+	entras        []*entratest.Server
 	cluster       *cluster.Cluster
 	config        *rest.Config
 	node          *hostnode.Node // Nil where the node is real.
@@ -274,6 +276,9 @@ func (e *Env) Close(ctx context.Context) error {
 	}
 	if e.Proxy != nil {
 		e.Proxy.Close()
+	}
+	for _, entra := range e.entras {
+		entra.Close()
 	}
 	if e.Service != nil {
 		failures = append(failures, e.Service.close())

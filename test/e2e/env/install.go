@@ -41,8 +41,11 @@ func (in *Installation) install(ctx context.Context, root string) error {
 	if err := in.installProxy(ctx); err != nil {
 		return err
 	}
-	if e.options.Registration == registrationJIT {
+	switch {
+	case e.options.Registration == registrationJIT:
 		return nil // Nobody but the scaler signs in with it.
+	case in.signIn != nil:
+		return in.apply(ctx, filepath.Join(manifests, "agent-token", "rbac-agent-token.yaml"), "--namespace", in.AgentsNamespace)
 	}
 	if _, err := e.Admin.CoreV1().Secrets(in.AgentsNamespace).Create(ctx, in.agentToken(), metav1.CreateOptions{}); err != nil {
 		return fmt.Errorf("the pool's token: %w", err)

@@ -37,9 +37,12 @@ type Installation struct {
 
 	replicas []*Scaler // Beside Scaler.
 
-	env     *Env
-	token   string
-	tokens  int              // How often it was replaced.
+	env    *Env
+	token  string
+	tokens int // How often it was replaced.
+	// signIn are the settings of a sign-in otherwise than with the token: the scaler then
+	// keeps what pods register with.
+	signIn  map[string]string
 	classes map[string]Class // Those that are there, by name.
 	proxy   *interpose.Proxy
 }
@@ -56,19 +59,32 @@ func (e *Env) primary(dir string) *Installation {
 // its suffix. Settings override the scaler's environment. The scaler is prepared,
 // but not started.
 func (e *Env) Install(ctx context.Context, suffix string, settings map[string]string) (*Installation, error) {
-	in := &Installation{
+	in := e.secondary(suffix)
+	if err := errors.Join(e.Service.admit(in), e.add(ctx, in, settings)); err != nil {
+		return nil, fmt.Errorf("install %s: %w", in.Name, err)
+	}
+	return in, nil
+}
+
+// secondary is another installation, of which nothing is there yet.
+func (e *Env) secondary(suffix string) *Installation {
+	return &Installation{
 		Name: ScalerAccount + "-" + suffix, ScalerLog: filepath.Join(filepath.Dir(e.ScalerLog), ScalerAccount+"-"+suffix+".log"),
 		ScalerNamespace: ScalerNamespace + "-" + suffix, AgentsNamespace: AgentsNamespace + "-" + suffix, TargetNamespace: TargetNamespace + "-" + suffix,
 		env: e, classes: map[string]Class{},
 	}
-	if err := errors.Join(e.Service.admit(in), in.install(ctx, e.built.root)); err != nil {
-		return nil, fmt.Errorf("install %s: %w", in.Name, err)
+}
+
+// add installs it and prepares its scaler.
+func (e *Env) add(ctx context.Context, in *Installation, settings map[string]string) error {
+	if err := in.install(ctx, e.built.root); err != nil {
+		return err
 	}
 	if err := in.prepareScaler(ctx, settings, nil); err != nil {
-		return nil, fmt.Errorf("install %s: %w", in.Name, err)
+		return err
 	}
 	e.installations = append(e.installations, in)
-	return in, nil
+	return nil
 }
 
 // user is the name by which the API server knows the scaler.
@@ -116,6 +132,7 @@ func (in *Installation) prepareScaler(ctx context.Context, override map[string]s
 	if err := e.proxySettings(settings); err != nil {
 		return err
 	}
+	maps.Copy(settings, in.signIn)
 	maps.Copy(settings, override)
 	// The log is of this run alone.
 	if err := os.Remove(in.ScalerLog); err != nil && !errors.Is(err, os.ErrNotExist) {
