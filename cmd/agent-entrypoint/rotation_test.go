@@ -70,19 +70,6 @@ func TestRemoveOutlivesItsToken(t *testing.T) {
 	}
 }
 
-// TestRemoveWaitsLongerForAToken than for anything else.
-func TestRemoveWaitsLongerForAToken(t *testing.T) {
-	p := newPod(t)
-	p.mountSecret(canary)
-	p.configured()
-	c := p.removing("AZP_REMOVE_SHARE=6s")
-	p.service.RemoveToken(canary)
-	c.signal(syscall.SIGTERM)
-	c.logged("waiting as long again for another one")
-	p.renew()
-	c.expect(0, "the registration is gone")
-}
-
 // TestDisablingOutlivesAToken: a claimed agent is taken out of the service's choice once there is
 // a token for it.
 func TestDisablingOutlivesAToken(t *testing.T) {

@@ -5,13 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"time"
-
-	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
 )
 
 // Remove waits until it is asked to stop and then deletes the registration, within
-// AZP_REMOVE_SHARE, or twice that if it is the token that is refused. While it waits it disables the agent once a build was claimed.
+// AZP_REMOVE_SHARE. While it waits it disables the agent once a build was claimed.
 //
 // It is a native sidecar: the kubelet stops it after the container of the build
 // has ended, and kills it at the end of the pod's grace period.
@@ -25,21 +22,9 @@ func (s *Supervisor) Remove(ctx context.Context) Outcome {
 		}
 	}
 	<-ctx.Done()
-	err := s.unregisterWithin(ctx, s.settings.RemoveShare)
-	if errors.Is(err, azuredevops.ErrAuthentication) {
-		// The kubelet shows a changed Secret only after up to a minute and a half. Where the build
-		// has ended by itself the time is there: the pod's grace period begins now.
-		s.log.Warn("the token is refused: waiting as long again for another one", "agent", s.settings.AgentName, "err", err)
-		err = s.unregisterWithin(ctx, s.settings.RemoveShare)
-	}
-	return outcomeOf(err, ExitUnreachable, "the registration is gone")
-}
-
-// unregisterWithin goes on when the step was asked to stop.
-func (s *Supervisor) unregisterWithin(ctx context.Context, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.settings.RemoveShare)
 	defer cancel()
-	return s.unregister(ctx)
+	return outcomeOf(s.unregister(ctx), ExitUnreachable, "the registration is gone")
 }
 
 // unregister deletes the recorded agent, or the one of our name if none was recorded.

@@ -89,8 +89,8 @@ func (p *pod) run(ctx context.Context) {
 			p.serve(ctx)
 		}
 	}
+	stop() // A kubelet that ends a pod's sidecars shows it nothing new.
 	p.end(ctx)
-	stop()
 	if ctx.Err() != nil {
 		return
 	}
