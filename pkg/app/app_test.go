@@ -164,6 +164,7 @@ func TestUnreachableServiceIsWaitedFor(t *testing.T) {
 
 func TestReadinessSaysWhatIsMissing(t *testing.T) {
 	_, variables := service(t, azuredevopstest.Options{})
+	variables["AZP_LEADER_ELECTION"] = "false" // It would wait for its Lease first.
 	a := newApp(t, variables)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

@@ -46,6 +46,7 @@ func TestSignInByEntra(t *testing.T) {
 	for name, value := range map[string]string{
 		"AZP_TOKEN": "", "AZP_AUTH": "client-secret", "AZURE_TENANT_ID": entratest.DefaultTenant, "AZURE_CLIENT_ID": client,
 		"AZURE_CLIENT_SECRET_FILE": file, "AZURE_AUTHORITY_HOST": endpoint.URL,
+		"AZP_LEADER_ELECTION": "false", // It would wait for its Lease first.
 	} {
 		variables[name] = value
 	}
