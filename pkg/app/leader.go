@@ -23,14 +23,15 @@ import (
 // scalerName is what the scaler's own objects are called and labelled.
 const scalerName = "azp-scaler"
 
-// The times of an election. A standby sees the leader's last renewal at most one retry
-// late, waits out the lease from then on, and takes it at its next retry, each retry being
-// up to 1.2 times as long: after a crash that is at the latest 13.6 seconds after the last
-// renewal. A leader that can't renew stops three seconds before anybody may follow it.
+// The times of an election. A standby asks again after one to 2.2 times the retry. So it sees
+// the leader's last renewal 2.2 seconds late at the most, waits out the lease from then on,
+// and takes it when it next asks: after a crash that is at the latest 14.4 seconds after the
+// last renewal. A leader that can't renew tries for the deadline from its next retry on, and
+// so stops four seconds before anybody may follow it.
 const (
 	leaseDuration = 10 * time.Second
-	renewDeadline = 7 * time.Second
-	leaseRetry    = 1500 * time.Millisecond
+	renewDeadline = 5 * time.Second
+	leaseRetry    = time.Second
 )
 
 // election decides which of several replicas works. It spares work that would be done

@@ -129,7 +129,7 @@ func TestReplicas(t *testing.T) {
 		most time.Duration // Until the other one works.
 		rest bool          // The first one stays, and gets the lease again when the other one ends.
 	}{
-		"the leader is told to end": {most: 2 * time.Second, fall: func(t *testing.T, first *replica) time.Time {
+		"the leader is told to end": {most: 2500 * time.Millisecond, fall: func(t *testing.T, first *replica) time.Time {
 			first.end(t)
 			return time.Now()
 		}},

@@ -92,7 +92,8 @@ func TestMethods(t *testing.T) {
 // TestRenewalAhead lets many callers go on over several lives of a token.
 func TestRenewalAhead(t *testing.T) {
 	t.Parallel()
-	const lives, lifetime = 3, 4 * time.Second
+	// A tenth of a life is what a request may take on a busy machine.
+	const lives, lifetime = 2, 20 * time.Second
 	w := newWorld(t, lifetime)
 	client := w.client(w.source(w.config(entra.WorkloadIdentity)))
 	end := time.Now().Add(lives * lifetime)
@@ -100,7 +101,7 @@ func TestRenewalAhead(t *testing.T) {
 	for range 50 {
 		group.Go(func() {
 			// Callers that ask all the time would only measure how busy the machine is.
-			pace := time.NewTicker(100 * time.Millisecond)
+			pace := time.NewTicker(250 * time.Millisecond)
 			defer pace.Stop()
 			for now := range pace.C {
 				if now.After(end) {
