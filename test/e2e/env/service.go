@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"maps"
 	"net"
@@ -82,7 +83,10 @@ func startService(host, name, auditPath string, options azuredevopstest.Options)
 func (s *Service) secret(identity string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	token := fmt.Sprintf("pat-%016x-%s", s.seed^0x9e3779b97f4a7c15, identity)
+	// No token begins another one, so that none is found in another.
+	hash := fnv.New64a()
+	_, _ = fmt.Fprint(hash, s.seed, " ", identity)
+	token := fmt.Sprintf("pat-%016x-%s", hash.Sum64(), identity)
 	s.secrets[TokenName(identity)] = token
 	return token
 }
