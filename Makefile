@@ -38,9 +38,10 @@ TEST_FLAGS   ?=
 UNIT_TIMEOUT ?= 15m
 # How many tests of a package run side by side: those of the entrypoint wait most of the time.
 UNIT_PARALLEL ?= 4
-E2E_TIMEOUT  ?= 45m
-# How many of the systems that the end-to-end tests set up run side by side: they wait most of the time.
-E2E_PARALLEL ?= 3
+E2E_TIMEOUT  ?= 55m
+# How many of the systems that the end-to-end tests set up run side by side. Two fill two processors; with three, some
+# of what must happen within seconds no longer does.
+E2E_PARALLEL ?= 2
 
 ##@ Main
 .PHONY: help
