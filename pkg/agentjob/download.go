@@ -48,13 +48,9 @@ func (b *builder) download(agent corev1.Container) corev1.Container {
 		Env:             slices.DeleteFunc(agent.Env, func(v corev1.EnvVar) bool { return !isProxy(v.Name) }),
 		// As much as the agent, which starts when this has ended.
 		Resources: agent.Resources,
-		SecurityContext: &corev1.SecurityContext{
-			// The agent program must be the build's: it updates itself.
-			RunAsUser:    agent.SecurityContext.RunAsUser,
-			RunAsGroup:   agent.SecurityContext.RunAsGroup,
-			RunAsNonRoot: agent.SecurityContext.RunAsNonRoot,
-		},
-		VolumeMounts: slices.Concat(b.agentMounts(), b.networkMounts()),
+		// The agent program must be the build's: it updates itself.
+		SecurityContext: asBuild(agent),
+		VolumeMounts:    slices.Concat(b.agentMounts(), b.networkMounts()),
 	}
 	secureContainer(&c)
 	b.setEnvironment(&c, map[string]string{

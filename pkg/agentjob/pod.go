@@ -236,12 +236,8 @@ func (b *builder) configure(agent corev1.Container) corev1.Container {
 		// As much as the agent, which starts when this has ended: the pod asks for no
 		// more because of it.
 		Resources: agent.Resources,
-		SecurityContext: &corev1.SecurityContext{
-			// What it hands over must be the build's to read.
-			RunAsUser:    agent.SecurityContext.RunAsUser,
-			RunAsGroup:   agent.SecurityContext.RunAsGroup,
-			RunAsNonRoot: agent.SecurityContext.RunAsNonRoot,
-		},
+		// What it hands over must be the build's to read.
+		SecurityContext: asBuild(agent),
 		VolumeMounts: slices.Concat([]corev1.VolumeMount{
 			{Name: volumeToken, MountPath: tokenDir, ReadOnly: true},
 			{Name: volumeRegistration, MountPath: registrationDir},
@@ -262,6 +258,15 @@ func (b *builder) configure(agent corev1.Container) corev1.Container {
 	})
 	lastWords(&c)
 	return c
+}
+
+// asBuild has a container run as the user that the build runs as.
+func asBuild(agent corev1.Container) *corev1.SecurityContext {
+	return &corev1.SecurityContext{
+		RunAsUser:    agent.SecurityContext.RunAsUser,
+		RunAsGroup:   agent.SecurityContext.RunAsGroup,
+		RunAsNonRoot: agent.SecurityContext.RunAsNonRoot,
+	}
 }
 
 // setEnvironment puts ours over what the class has set; an empty value leaves
