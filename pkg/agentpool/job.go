@@ -142,6 +142,7 @@ const (
 	ReasonNodeLost          Reason = "node-lost"
 	ReasonNoBuild           Reason = "no-build"
 	ReasonContainerCreation Reason = "container-creation"
+	ReasonContainerFailed   Reason = "container-failed" // One of the class's own: a sidecar or an init container.
 	ReasonAPIUnavailable    Reason = "api-unavailable"
 	ReasonUnknown           Reason = "unknown"
 )
@@ -152,9 +153,13 @@ func Reasons() []Reason {
 		ReasonImagePull, ReasonUnschedulable, ReasonQuota, ReasonForbidden, ReasonMissingObject, ReasonInvalid,
 		ReasonHalfMade, ReasonStartupLimit, ReasonConfiguration, ReasonCredential, ReasonUnreachable,
 		ReasonConfigureFailed, ReasonCrashed, ReasonOutOfMemory, ReasonEvicted, ReasonNodeLost, ReasonNoBuild,
-		ReasonContainerCreation, ReasonAPIUnavailable, ReasonUnknown,
+		ReasonContainerCreation, ReasonContainerFailed, ReasonAPIUnavailable, ReasonUnknown,
 	}
 }
+
+// Disruption reports whether it says that the cluster has ended the pod, for which nothing
+// is to blame that the pod was made from.
+func (r Reason) Disruption() bool { return r == ReasonEvicted || r == ReasonNodeLost }
 
 // AgentJob is a Job of ours as the cluster shows it, joined with its pod.
 type AgentJob struct {
@@ -224,6 +229,13 @@ func (j AgentJob) WaitingSince() time.Time {
 // counts against its class: leaving because no build came does not.
 func (j AgentJob) Failed() bool {
 	return j.Finished() && !j.RanBuild && j.Reason != ReasonNone && j.Reason != ReasonNoBuild
+}
+
+// LostBuild reports whether the agent ended badly, or ran out of memory, while it ran a
+// build. There is nothing to make another agent for: the service has failed the build, or
+// abandons it.
+func (j AgentJob) LostBuild() bool {
+	return j.Finished() && j.RanBuild && j.Reason != ReasonNone && j.Reason != ReasonNoBuild
 }
 
 // ReasonedError is an error that knows which Reason it stands for.

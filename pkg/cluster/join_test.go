@@ -279,22 +279,46 @@ func TestJoinTellsWhy(t *testing.T) {
 		{name: "configure told to stop", pod: failed(terminated("configure", 10, 9, "Error", ""), neverRan), want: agentpool.ReasonNoBuild},
 		{name: "class's init container", pod: failed(func(pod *corev1.Pod) {
 			pod.Status.InitContainerStatuses = append(pod.Status.InitContainerStatuses, creating("warm"))
-		}, terminated("warm", 11, 9, "Error", ""), neverRan), want: agentpool.ReasonContainerCreation, failed: true},
+		}, terminated("warm", 11, 9, "Error", ""), neverRan), want: agentpool.ReasonContainerFailed, message: "container warm ended with exit code 11", failed: true},
+		{name: "class's init container out of memory", pod: failed(func(pod *corev1.Pod) {
+			pod.Status.InitContainerStatuses = append(pod.Status.InitContainerStatuses, creating("warm"))
+		}, terminated("warm", 137, 9, "OOMKilled", ""), neverRan), want: agentpool.ReasonOutOfMemory, message: "container warm", failed: true},
+		{name: "class's sidecar without its image", pod: makePod(running(true, true), withSidecar, waiting("proxy", "ImagePullBackOff", "no such image")), want: agentpool.ReasonImagePull, message: "container proxy"},
+		{name: "class's sidecar without its Secret", pod: makePod(withSidecar, waiting("proxy", "CreateContainerConfigError", `secret "proxy" not found`)), want: agentpool.ReasonMissingObject, message: `container proxy: CreateContainerConfigError: secret "proxy" not found`},
+		{name: "class's sidecar crashes", pod: makePod(running(true, true), withSidecar, terminated("proxy", 1, 11, "Error", "no port")), want: agentpool.ReasonContainerFailed, message: "container proxy ended with exit code 1: no port"},
+		{name: "class's sidecar out of memory", pod: makePod(running(true, true), withSidecar, terminated("proxy", 137, 11, "OOMKilled", "")), want: agentpool.ReasonOutOfMemory, message: "container proxy"},
+		{name: "class's sidecar is done", pod: makePod(running(true, true), withSidecar, terminated("proxy", 0, 11, "Completed", "")), want: agentpool.ReasonNone},
+		{name: "class's native sidecar crashes", pod: makePod(waiting("configure", "PodInitializing", ""), func(pod *corev1.Pod) {
+			pod.Status.InitContainerStatuses = append(pod.Status.InitContainerStatuses, creating("proxy"))
+			set(pod, "proxy", func(s *corev1.ContainerStatus) {
+				s.State.Waiting.Reason = "CrashLoopBackOff"
+				s.LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ExitCode: 11, Message: "no port"}
+			})
+		}), want: agentpool.ReasonContainerFailed, message: "container proxy ended with exit code 11: no port"},
 		{name: "crashed idle", pod: failed(terminated("agent", 14, 30, "Error", "the listener ended by itself")), want: agentpool.ReasonCrashed, message: "by itself", failed: true},
 		{name: "crashed with a build", pod: failed(terminated("agent", 16, 30, "Error", "")), want: agentpool.ReasonCrashed, ran: true},
 		{name: "killed idle", pod: failed(terminated("agent", 137, 30, "Error", ""), ready(corev1.ConditionFalse, 30)), want: agentpool.ReasonCrashed, failed: true},
 		{name: "killed with a build", pod: failed(terminated("agent", 137, 30, "Error", ""), ready(corev1.ConditionFalse, 20)), want: agentpool.ReasonCrashed, ran: true},
 		{name: "out of memory", pod: failed(terminated("agent", 137, 30, "OOMKilled", ""), ready(corev1.ConditionFalse, 20)), want: agentpool.ReasonOutOfMemory, message: "more memory", ran: true},
+		{name: "out of memory in the build, and the agent lives", pod: failed(terminated("agent", 0, 30, "OOMKilled", ""), ready(corev1.ConditionFalse, 20)), want: agentpool.ReasonOutOfMemory, message: "the agent lived on", ran: true},
+		{name: "out of memory with a build that the entrypoint saw end", pod: failed(terminated("agent", 16, 30, "OOMKilled", ""), ready(corev1.ConditionFalse, 20)), want: agentpool.ReasonOutOfMemory, ran: true},
 		{name: "out of memory idle", pod: failed(terminated("agent", 137, 30, "OOMKilled", "")), want: agentpool.ReasonOutOfMemory, failed: true},
 		{name: "evicted", pod: makePod(phase(corev1.PodFailed, "Evicted", "low on disk")), want: agentpool.ReasonEvicted, message: "Evicted: low on disk", failed: true},
 		{name: "evicted by the API", pod: failed(terminated("agent", 143, 30, "Error", ""), condition(corev1.DisruptionTarget, corev1.ConditionTrue, "EvictionByEvictionAPI", "drain")), want: agentpool.ReasonEvicted, failed: true},
 		{name: "preempted", pod: failed(terminated("agent", 143, 30, "Error", ""), condition(corev1.DisruptionTarget, corev1.ConditionTrue, "PreemptionByScheduler", "")), want: agentpool.ReasonEvicted, failed: true},
 		{name: "node gone", pod: failed(terminated("agent", 137, 30, "Error", ""), condition(corev1.DisruptionTarget, corev1.ConditionTrue, "DeletionByTaintManager", "")), want: agentpool.ReasonNodeLost, failed: true},
+		{name: "taken away by a taint", pod: failed(terminated("agent", 16, 30, "Error", ""), condition(corev1.DisruptionTarget, corev1.ConditionTrue, "DeletionByTaintManager", "")), want: agentpool.ReasonEvicted, ran: true},
+		{name: "ended by the kubelet", pod: failed(terminated("agent", 143, 30, "Error", ""), condition(corev1.DisruptionTarget, corev1.ConditionTrue, "TerminationByKubelet", "")), want: agentpool.ReasonEvicted, failed: true},
+		{name: "node removed", pod: makePod(running(true, false), ready(corev1.ConditionFalse, 20), phase(corev1.PodFailed, "", ""), condition(corev1.DisruptionTarget, corev1.ConditionTrue, "DeletionByPodGC", "")), want: agentpool.ReasonNodeLost, ran: true},
+		{name: "node removed under an idle agent", pod: makePod(running(true, true), ready(corev1.ConditionFalse, 20), phase(corev1.PodFailed, "", ""), condition(corev1.DisruptionTarget, corev1.ConditionTrue, "DeletionByPodGC", "")), want: agentpool.ReasonNodeLost, failed: true},
+		{name: "node does not report", pod: makePod(running(true, true), ready(corev1.ConditionFalse, 20)), events: []*corev1.Event{warning("pod-1", "NodeNotReady", "Node is not ready", 20)}, want: agentpool.ReasonNodeLost, message: "node node-1: Node is not ready"},
+		{name: "node reports again", pod: makePod(running(true, true), ready(corev1.ConditionTrue, 25)), events: []*corev1.Event{warning("pod-1", "NodeNotReady", "Node is not ready", 20)}, want: agentpool.ReasonNone},
 		{name: "node silent", pod: makePod(phase(corev1.PodUnknown, "", "")), want: agentpool.ReasonNodeLost},
 		{name: "node lost", pod: makePod(running(true, true), phase(corev1.PodRunning, "NodeLost", "")), want: agentpool.ReasonNodeLost},
+		{name: "node refused its devices", pod: makePod(phase(corev1.PodFailed, "OutOfnvidia.com/gpu", "")), want: agentpool.ReasonUnschedulable, failed: true},
 		{name: "node refused", pod: makePod(phase(corev1.PodFailed, "OutOfcpu", "")), want: agentpool.ReasonUnschedulable, failed: true},
 		{name: "ended without a word", pod: makePod(phase(corev1.PodFailed, "", "")), want: agentpool.ReasonUnknown, failed: true},
-		{name: "failed, pod gone", job: makeJob(done(batchv1.JobFailed, "BackoffLimitExceeded", "too often")), want: agentpool.ReasonUnknown, message: "too often", failed: true},
+		{name: "failed, pod gone", job: makeJob(done(batchv1.JobFailed, "BackoffLimitExceeded", "too often")), want: agentpool.ReasonEvicted, message: "too often", failed: true},
 		{name: "deadline", job: makeJob(done(batchv1.JobFailed, "DeadlineExceeded", "was active too long")), want: agentpool.ReasonStartupLimit, failed: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -325,6 +349,11 @@ func TestJoinTellsWhy(t *testing.T) {
 			}
 		})
 	}
+}
+
+// withSidecar adds a container of the class's to the pod.
+func withSidecar(pod *corev1.Pod) {
+	pod.Status.ContainerStatuses = append(pod.Status.ContainerStatuses, creating("proxy"))
 }
 
 // neverRan has the agent's container wait for ever.

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +20,7 @@ const (
 	eventFailedMount         = "FailedMount"
 	eventFailedAttach        = "FailedAttachVolume"
 	eventFailedSandbox       = "FailedCreatePodSandBox"
+	eventNodeNotReady        = "NodeNotReady"
 	reasonCrashLoop          = "CrashLoopBackOff"
 	reasonOOMKilled          = "OOMKilled"
 	reasonDeadline           = "DeadlineExceeded"
@@ -85,14 +87,16 @@ func disruption(reason string) agentpool.Reason {
 		return agentpool.ReasonEvicted
 	case "NodeLost", "DeletionByTaintManager", "DeletionByPodGC":
 		return agentpool.ReasonNodeLost
-	case "NodeAffinity", "UnexpectedAdmissionError", "OutOfcpu", "OutOfmemory", "OutOfpods", "OutOfephemeral-storage":
+	case "NodeAffinity", "NodePorts", "TopologyAffinityError", "UnexpectedAdmissionError":
 		// The node turned down what the scheduler had given it.
 		return agentpool.ReasonUnschedulable
 	case reasonDeadline:
 		return agentpool.ReasonStartupLimit
-	default:
-		return agentpool.ReasonNone
 	}
+	if strings.HasPrefix(reason, "OutOf") { // And the name of the resource.
+		return agentpool.ReasonUnschedulable
+	}
+	return agentpool.ReasonNone
 }
 
 // endReason tells why a Job that has ended has ended. The order matters: the
@@ -107,6 +111,11 @@ func endReason(j *agentpool.AgentJob, pod *corev1.Pod, done *batchv1.JobConditio
 	if agent != nil && agent.State.Terminated != nil {
 		ended := agent.State.Terminated
 		switch {
+		case ended.ExitCode == 0 && ended.Reason == reasonOOMKilled:
+			// The container runtime says so of a container in which any process was
+			// killed. The agent lived on, and told a result; what is missing in the build
+			// nobody else explains.
+			return agentpool.ReasonOutOfMemory, fmt.Sprintf("a process in container %s was killed because the container used more memory than its limit; the agent lived on and told the build's result", agent.Name)
 		case ended.ExitCode == 0:
 			return agentpool.ReasonNone, ended.Message
 		case ended.Reason == reasonOOMKilled:
@@ -119,6 +128,13 @@ func endReason(j *agentpool.AgentJob, pod *corev1.Pod, done *batchv1.JobConditio
 		}
 	}
 	if reason, message := disrupted(pod); reason != agentpool.ReasonNone {
+		if reason == agentpool.ReasonNodeLost && agent != nil && agent.State.Terminated != nil {
+			if _, told := outcomeOf(agent.State.Terminated.ExitCode); told {
+				// A taint has made the pod leave, and the node is there: its kubelet has let
+				// the agent end in its own way.
+				reason = agentpool.ReasonEvicted
+			}
+		}
 		return reason, message
 	}
 	if agent != nil && agent.State.Terminated != nil {
@@ -127,20 +143,20 @@ func endReason(j *agentpool.AgentJob, pod *corev1.Pod, done *batchv1.JobConditio
 	}
 	for _, status := range pod.Status.InitContainerStatuses {
 		if ended := status.State.Terminated; ended != nil && ended.ExitCode != 0 {
-			return initReason(status.Name, ended), containerEnd(status, ended)
+			return besideReason(status.Name, ended), containerEnd(status, ended)
 		}
 	}
 	return endWithoutPod(j, done)
 }
 
-// initReason sorts how an init container failed. One of the class's own is not
+// besideReason sorts how a container beside the agent's failed. One of the class's own is not
 // bound by the entrypoint's exit codes.
-func initReason(name string, ended *corev1.ContainerStateTerminated) agentpool.Reason {
+func besideReason(name string, ended *corev1.ContainerStateTerminated) agentpool.Reason {
 	switch {
 	case ended.Reason == reasonOOMKilled:
 		return agentpool.ReasonOutOfMemory
-	case name != agentjob.ContainerConfigure && name != agentjob.ContainerRemove && name != agentjob.ContainerDownload:
-		return agentpool.ReasonContainerCreation
+	case !isOurs(name):
+		return agentpool.ReasonContainerFailed
 	}
 	result, _ := outcomeOf(ended.ExitCode)
 	if name != agentjob.ContainerRemove && result.reason == agentpool.ReasonCrashed {
@@ -148,6 +164,11 @@ func initReason(name string, ended *corev1.ContainerStateTerminated) agentpool.R
 		return agentpool.ReasonConfigureFailed
 	}
 	return result.reason
+}
+
+// isOurs reports whether a container is one that we have put beside the agent's.
+func isOurs(name string) bool {
+	return name == agentjob.ContainerConfigure || name == agentjob.ContainerRemove || name == agentjob.ContainerDownload
 }
 
 // neverListened reports whether an agent that left without a build was ended by
@@ -179,7 +200,9 @@ func endWithoutPod(j *agentpool.AgentJob, done *batchv1.JobCondition) (agentpool
 	case done.Reason == batchv1.JobReasonDeadlineExceeded:
 		return agentpool.ReasonStartupLimit, done.Message
 	default:
-		return agentpool.ReasonUnknown, "the Job failed and its pod is gone: " + done.Message
+		// One that has failed by itself stays as long as its Job. What it had come to went
+		// with it.
+		return agentpool.ReasonEvicted, "the pod was deleted, as when its node is drained or removed: " + done.Message
 	}
 }
 
@@ -207,6 +230,9 @@ func podTrouble(pod *corev1.Pod, warnings []*corev1.Event) (agentpool.Reason, st
 	if scheduled := podCondition(pod, corev1.PodScheduled); scheduled != nil && scheduled.Status == corev1.ConditionFalse {
 		return agentpool.ReasonUnschedulable, fmt.Sprintf("%s: %s", scheduled.Reason, scheduled.Message)
 	}
+	if event := latest(warnings, eventNodeNotReady); event != nil && readinessTaken(pod) {
+		return agentpool.ReasonNodeLost, fmt.Sprintf("node %s: %s", pod.Spec.NodeName, event.Message)
+	}
 	begun := false
 	for _, statuses := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
 		for _, status := range statuses {
@@ -216,17 +242,32 @@ func podTrouble(pod *corev1.Pod, warnings []*corev1.Event) (agentpool.Reason, st
 				continue
 			}
 			if last := status.LastTerminationState.Terminated; waiting.Reason == reasonCrashLoop && last != nil {
-				return initReason(status.Name, last), containerEnd(status, last)
+				return besideReason(status.Name, last), containerEnd(status, last)
 			}
 			if reason := waitingReason(waiting); reason != agentpool.ReasonNone {
 				return reason, fmt.Sprintf("container %s: %s: %s", status.Name, waiting.Reason, waiting.Message)
 			}
 		}
 	}
+	for _, status := range pod.Status.ContainerStatuses {
+		// Beside an agent that runs: a sidecar that nobody starts again.
+		if ended := status.State.Terminated; ended != nil && ended.ExitCode != 0 {
+			return besideReason(status.Name, ended), containerEnd(status, ended)
+		}
+	}
 	if begun {
 		return agentpool.ReasonNone, ""
 	}
 	return beforeStart(warnings)
+}
+
+// readinessTaken reports whether the pod counts as not ready although every container says
+// that it is: so the controller of nodes leaves a pod whose node does not report any more.
+func readinessTaken(pod *corev1.Pod) bool {
+	ready := podCondition(pod, corev1.PodReady)
+	unready := func(status corev1.ContainerStatus) bool { return !status.Ready }
+	return ready != nil && ready.Status == corev1.ConditionFalse &&
+		len(pod.Status.ContainerStatuses) > 0 && !slices.ContainsFunc(pod.Status.ContainerStatuses, unready)
 }
 
 // beforeStart tells from the Events what a pod on its node is waiting for before

@@ -129,6 +129,10 @@ func (d draw) shape(j *agentpool.AgentJob) {
 		}
 		return
 	case 1:
+		if d.one(3, "without a pod") {
+			j.PodName = ""
+			j.Reason = [...]agentpool.Reason{agentpool.ReasonNone, agentpool.ReasonQuota, agentpool.ReasonMissingObject}[d.upTo(2, "refused for")]
+		}
 		return
 	}
 	j.Scheduled = j.CreatedAt
@@ -142,8 +146,11 @@ func (d draw) shape(j *agentpool.AgentJob) {
 		j.RanBuild = true
 	case 8:
 		j.Ended, j.JobDone, j.Reason, j.Failures = ago(d.age()), true, agentpool.ReasonCrashed, d.upTo(2, "failures")
+		if d.one(3, "evicted") {
+			j.Reason = agentpool.ReasonEvicted
+		}
 	case 9:
-		j.RanBuild, j.Ended, j.JobDone = true, ago(d.age()), true
+		j.RanBuild, j.Ended, j.JobDone = true, ago(d.age()), !d.one(3, "pod goes on")
 	case 10:
 		j.Ready, j.ReadySince, j.Deleting = true, j.CreatedAt, true
 	}
@@ -201,6 +208,7 @@ func (d draw) snapshot() plan.Snapshot {
 	s.Disabled = map[string]bool{}
 	s.Attempts = map[int64]int{}
 	s.Abandoned = map[string]bool{}
+	s.Lost = map[string]bool{}
 	s.Limits.UnregisteredLimit = time.Minute
 	s.Blocked = map[string]string{}
 	for i := range d.upTo(20, "jobs") {
@@ -243,6 +251,9 @@ func (d draw) snapshot() plan.Snapshot {
 	for _, j := range s.Jobs {
 		if j.Suspended && d.one(4, "abandoned") {
 			s.Abandoned[j.UID] = true
+		}
+		if j.Deleting && d.one(2, "lost") {
+			s.Lost[j.Name] = true
 		}
 	}
 	for range d.upTo(6, "remembered") {

@@ -39,7 +39,7 @@ func newHistory(s Snapshot, agents []agent) *history {
 		switch {
 		case job.Failed():
 			failures = append(failures, Failure{
-				RequestID: job.RequestID, Class: job.Class, Count: job.Failures + 1, At: endOf(*job),
+				RequestID: job.RequestID, Class: job.Class, Count: job.Failures + 1, At: endOf(*job), Disrupted: job.Reason.Disruption(),
 			})
 		case job.RanBuild || job.Started:
 			if job.CreatedAt.After(lastSuccess[job.Class]) {
@@ -61,8 +61,9 @@ func newHistory(s Snapshot, agents []agent) *history {
 		}
 		c := cause{request: f.RequestID, class: f.Class}
 		h.request[c] = later(h.request[c], f)
-		// A class is in trouble only while nothing made since then has started.
-		if lastSuccess[f.Class].After(f.At) {
+		// A class is in trouble only while nothing made since then has started, and not for
+		// what became of its agents' nodes: one that is drained takes many at a time.
+		if f.Disrupted || lastSuccess[f.Class].After(f.At) {
 			continue
 		}
 		// What is remembered of a Job that was given up, the Job may show as well. Agents

@@ -49,10 +49,16 @@ func (p *Plan) attend(s Snapshot, agents []agent) []*agentpool.AgentJob {
 				p.Disable = append(p.Disable, *a.job)
 			}
 		case agentpool.PhaseLeaving:
-			if !a.job.Deleting {
+			switch {
+			case !a.job.Deleting:
 				p.End = append(p.End, Ending{Job: *a.job, Reason: EndWithdrawn})
+			case s.Lost[a.job.Name]:
+				p.End = append(p.End, Ending{Job: *a.job, Reason: EndLost})
 			}
 		case agentpool.PhaseFinished:
+			if lingers(s, *a.job) {
+				p.End = append(p.End, Ending{Job: *a.job, Reason: EndLingering})
+			}
 		}
 	}
 	return capacity

@@ -55,6 +55,9 @@ type Snapshot struct {
 	// SpareSince says of agents that the last plan could do without since when that has
 	// been so, by UID of their Jobs.
 	SpareSince map[string]time.Time
+	// Lost names the agents that the service has not seen for a while, and whose pods are
+	// being deleted and do not end: their nodes do not report any more.
+	Lost map[string]bool
 	// Abandoned are the UIDs of half-made Jobs whose maker is known to be gone.
 	Abandoned map[string]bool
 	// NoDeletions forbids ending anything: what we see may be out of date.
@@ -70,6 +73,9 @@ type Failure struct {
 	Class     string
 	Count     int // How many in a row for this request, this one included.
 	At        time.Time
+	// Disrupted says that the cluster took its pod away. It counts against the request
+	// alone, and not against the class.
+	Disrupted bool
 }
 
 // Limits bound what one plan may do. Zero means no limit unless stated.
@@ -80,7 +86,7 @@ type Limits struct {
 	IdleLimit         time.Duration // For agents beyond need.
 	MaxIdleAge        time.Duration // An idle agent older than this is replaced.
 	StartupLimit      time.Duration // From scheduled to waiting for a build.
-	HalfMadeLimit     time.Duration // For a Job that stays suspended.
+	HalfMadeLimit     time.Duration // For a Job that stays suspended, or of which Kubernetes can make no pod.
 	// UnregisteredLimit is for a suspended Job without the agent that its maker was to
 	// register: longer than that has no maker at work.
 	UnregisteredLimit time.Duration
@@ -139,6 +145,11 @@ const (
 	// EndWithdrawn goes on with an agent that was disabled to be ended when
 	// somebody crashed; it can get no build any more.
 	EndWithdrawn EndReason = "withdrawn"
+	// EndLost removes what is left of an agent whose node is gone.
+	EndLost EndReason = "lost"
+	// EndLingering removes a Job whose pod outlives its agent, as with a sidecar that
+	// never ends.
+	EndLingering EndReason = "lingering"
 	// EndMakeRoom gives up a warm agent for a request that a cap holds back.
 	EndMakeRoom EndReason = "make-room"
 	// EndClassChanged replaces a warm agent that was made from an earlier version of
@@ -150,6 +161,7 @@ const (
 func EndReasons() []EndReason {
 	return []EndReason{
 		EndSurplus, EndMaxIdleAge, EndStartupLimit, EndHalfMade, EndWithdrawn, EndMakeRoom, EndClassChanged, EndUnregistered,
+		EndLost, EndLingering,
 	}
 }
 

@@ -55,6 +55,11 @@ func failed(j *agentpool.AgentJob) {
 	j.Ended, j.JobDone, j.Reason = ago(time.Second), true, agentpool.ReasonCrashed
 }
 
+func evicted(j *agentpool.AgentJob) {
+	failed(j)
+	j.Reason = agentpool.ReasonEvicted
+}
+
 func snapshot(requests []agentpool.JobRequest, jobs ...agentpool.AgentJob) plan.Snapshot {
 	return plan.Snapshot{
 		Now: now(), Pool: agentpool.Pool{ID: 7, Name: "k8s"}, Requests: requests, Jobs: jobs, SpareSince: spareSince(jobs),
@@ -146,29 +151,38 @@ func TestMake(t *testing.T) {
 		disable  []string
 		skip     map[int64]plan.SkipReason
 	}{
-		"an empty queue needs nothing":                   {snapshot: snapshot(nil)},
-		"one Job for each queued request":                {snapshot: snapshot(requests(1, 2, 3)), create: []int64{1, 2, 3}},
-		"a starting agent is capacity":                   {snapshot: snapshot(requests(1, 2), job(1, starting)), create: []int64{2}, skip: map[int64]plan.SkipReason{1: served}},
-		"an idle agent is capacity":                      {snapshot: snapshot(requests(1), job(1, idle)), skip: map[int64]plan.SkipReason{1: served}},
-		"an unprobed agent is capacity":                  {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { starting(j); j.Started = true })), skip: map[int64]plan.SkipReason{1: served}},
-		"a busy agent is none":                           {snapshot: snapshot(requests(1), job(1, busy)), create: []int64{1}, attempts: []int{1}, disable: []string{agentName(1)}},
-		"a finished agent is none":                       {snapshot: snapshot(requests(1), job(1, finished)), create: []int64{1}, attempts: []int{1}},
-		"running plus queued gives one a piece":          {snapshot: snapshot(append(requests(5, 6), reservedBy(1, agentName(1)), reservedBy(2, agentName(2))), job(1, busy), job(2, busy)), create: []int64{5, 6}, disable: []string{agentName(1), agentName(2)}},
-		"an agent named by a request is busy":            {snapshot: snapshot(append(requests(2), reservedBy(1, agentName(2))), job(2, idle)), create: []int64{2}, attempts: []int{1}, disable: []string{agentName(2)}},
-		"another's agent takes none of our capacity":     {snapshot: snapshot(append(requests(2), reservedBy(1, "static-vm")), job(2, idle)), skip: map[int64]plan.SkipReason{2: served}},
-		"swapped requests need only one more":            {snapshot: snapshot(append(requests(1, 3), reservedBy(2, agentName(1))), job(1, busy), job(2, idle)), create: []int64{3}, skip: map[int64]plan.SkipReason{1: served}, disable: []string{agentName(1)}},
-		"a disabled busy agent is left alone":            {snapshot: snapshot(nil, job(1, busy)), change: func(s *plan.Snapshot) { s.Disabled = map[string]bool{agentName(1): true} }},
-		"a disabled idle agent is ended":                 {snapshot: snapshot(requests(1), job(1, idle)), change: func(s *plan.Snapshot) { s.Disabled = map[string]bool{agentName(1): true} }, create: []int64{1}, attempts: []int{1}, end: map[string]plan.EndReason{agentName(1): plan.EndWithdrawn}},
-		"a Job being deleted is no capacity":             {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { idle(j); j.Deleting = true })), create: []int64{1}, attempts: []int{1}},
-		"surplus within the idle limit stays":            {snapshot: snapshot(nil, job(1, old(idle, 59*time.Second)), job(2, old(starting, 59*time.Second)))},
-		"surplus beyond the idle limit goes":             {snapshot: snapshot(nil, job(1, old(idle, time.Minute)), job(2, old(starting, time.Minute))), end: map[string]plan.EndReason{agentName(1): plan.EndSurplus, agentName(2): plan.EndSurplus}},
-		"what was needed until now is no surplus":        {snapshot: snapshot(nil, job(1, old(idle, time.Hour))), change: func(s *plan.Snapshot) { s.SpareSince = nil }},
-		"what starts is surplus before what waits":       {snapshot: snapshot(requests(9), job(1, old(idle, time.Hour)), job(2, old(starting, 5*time.Minute))), skip: map[int64]plan.SkipReason{9: served}, end: map[string]plan.EndReason{agentName(2): plan.EndSurplus}},
-		"an unscheduled agent is not overdue":            {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { j.CreatedAt = ago(time.Hour) })), skip: map[int64]plan.SkipReason{1: served}},
-		"one that never registers is overdue":            {snapshot: snapshot(requests(1), job(1, old(starting, 10*time.Minute))), create: []int64{1}, attempts: []int{1}, end: map[string]plan.EndReason{agentName(1): plan.EndStartupLimit}},
-		"and one that listens and never waits":           {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { old(starting, 10*time.Minute)(j); j.Started = true })), create: []int64{1}, attempts: []int{1}, end: map[string]plan.EndReason{agentName(1): plan.EndStartupLimit}},
-		"a half-made Job is gone on with":                {snapshot: snapshot(requests(1), job(1, suspended)), complete: []string{agentName(1)}, skip: map[int64]plan.SkipReason{1: served}},
-		"a half-made Job gets two minutes":               {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { suspended(j); j.CreatedAt = ago(2 * time.Minute) })), create: []int64{1}, attempts: []int{1}, end: map[string]plan.EndReason{agentName(1): plan.EndHalfMade}},
+		"an empty queue needs nothing":               {snapshot: snapshot(nil)},
+		"one Job for each queued request":            {snapshot: snapshot(requests(1, 2, 3)), create: []int64{1, 2, 3}},
+		"a starting agent is capacity":               {snapshot: snapshot(requests(1, 2), job(1, starting)), create: []int64{2}, skip: map[int64]plan.SkipReason{1: served}},
+		"an idle agent is capacity":                  {snapshot: snapshot(requests(1), job(1, idle)), skip: map[int64]plan.SkipReason{1: served}},
+		"an unprobed agent is capacity":              {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { starting(j); j.Started = true })), skip: map[int64]plan.SkipReason{1: served}},
+		"a busy agent is none":                       {snapshot: snapshot(requests(1), job(1, busy)), create: []int64{1}, attempts: []int{1}, disable: []string{agentName(1)}},
+		"a finished agent is none":                   {snapshot: snapshot(requests(1), job(1, finished)), create: []int64{1}, attempts: []int{1}},
+		"running plus queued gives one a piece":      {snapshot: snapshot(append(requests(5, 6), reservedBy(1, agentName(1)), reservedBy(2, agentName(2))), job(1, busy), job(2, busy)), create: []int64{5, 6}, disable: []string{agentName(1), agentName(2)}},
+		"an agent named by a request is busy":        {snapshot: snapshot(append(requests(2), reservedBy(1, agentName(2))), job(2, idle)), create: []int64{2}, attempts: []int{1}, disable: []string{agentName(2)}},
+		"another's agent takes none of our capacity": {snapshot: snapshot(append(requests(2), reservedBy(1, "static-vm")), job(2, idle)), skip: map[int64]plan.SkipReason{2: served}},
+		"swapped requests need only one more":        {snapshot: snapshot(append(requests(1, 3), reservedBy(2, agentName(1))), job(1, busy), job(2, idle)), create: []int64{3}, skip: map[int64]plan.SkipReason{1: served}, disable: []string{agentName(1)}},
+		"a disabled busy agent is left alone":        {snapshot: snapshot(nil, job(1, busy)), change: func(s *plan.Snapshot) { s.Disabled = map[string]bool{agentName(1): true} }},
+		"a disabled idle agent is ended":             {snapshot: snapshot(requests(1), job(1, idle)), change: func(s *plan.Snapshot) { s.Disabled = map[string]bool{agentName(1): true} }, create: []int64{1}, attempts: []int{1}, end: map[string]plan.EndReason{agentName(1): plan.EndWithdrawn}},
+		"a Job being deleted is no capacity":         {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { idle(j); j.Deleting = true })), create: []int64{1}, attempts: []int{1}},
+		"surplus within the idle limit stays":        {snapshot: snapshot(nil, job(1, old(idle, 59*time.Second)), job(2, old(starting, 59*time.Second)))},
+		"surplus beyond the idle limit goes":         {snapshot: snapshot(nil, job(1, old(idle, time.Minute)), job(2, old(starting, time.Minute))), end: map[string]plan.EndReason{agentName(1): plan.EndSurplus, agentName(2): plan.EndSurplus}},
+		"what was needed until now is no surplus":    {snapshot: snapshot(nil, job(1, old(idle, time.Hour))), change: func(s *plan.Snapshot) { s.SpareSince = nil }},
+		"what starts is surplus before what waits":   {snapshot: snapshot(requests(9), job(1, old(idle, time.Hour)), job(2, old(starting, 5*time.Minute))), skip: map[int64]plan.SkipReason{9: served}, end: map[string]plan.EndReason{agentName(2): plan.EndSurplus}},
+		"an unscheduled agent is not overdue":        {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { j.CreatedAt = ago(time.Hour) })), skip: map[int64]plan.SkipReason{1: served}},
+		"one that never registers is overdue":        {snapshot: snapshot(requests(1), job(1, old(starting, 10*time.Minute))), create: []int64{1}, attempts: []int{1}, end: map[string]plan.EndReason{agentName(1): plan.EndStartupLimit}},
+		"and one that listens and never waits":       {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { old(starting, 10*time.Minute)(j); j.Started = true })), create: []int64{1}, attempts: []int{1}, end: map[string]plan.EndReason{agentName(1): plan.EndStartupLimit}},
+		"a half-made Job is gone on with":            {snapshot: snapshot(requests(1), job(1, suspended)), complete: []string{agentName(1)}, skip: map[int64]plan.SkipReason{1: served}},
+		"a half-made Job gets two minutes":           {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { suspended(j); j.CreatedAt = ago(2 * time.Minute) })), create: []int64{1}, attempts: []int{1}, end: map[string]plan.EndReason{agentName(1): plan.EndHalfMade}},
+		"a Job that gets no pod is replaced": {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) {
+			j.PodName, j.Reason, j.CreatedAt = "", agentpool.ReasonMissingObject, ago(2*time.Minute)
+		})), create: []int64{1}, attempts: []int{1}, end: map[string]plan.EndReason{agentName(1): plan.EndHalfMade}},
+		"one that waits for a quota stays": {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) {
+			j.PodName, j.Reason, j.CreatedAt = "", agentpool.ReasonQuota, ago(time.Hour)
+		})), skip: map[int64]plan.SkipReason{1: served}},
+		"what is left of a lost node goes":               {snapshot: snapshot(nil, job(1, func(j *agentpool.AgentJob) { idle(j); j.Deleting = true })), change: func(s *plan.Snapshot) { s.Lost = map[string]bool{agentName(1): true} }, end: map[string]plan.EndReason{agentName(1): plan.EndLost}},
+		"a pod outlives its agent for a while":           {snapshot: snapshot(nil, job(1, func(j *agentpool.AgentJob) { finished(j); j.JobDone, j.Ended = false, ago(9*time.Minute) }))},
+		"and not for ever":                               {snapshot: snapshot(nil, job(1, func(j *agentpool.AgentJob) { finished(j); j.JobDone, j.Ended = false, ago(10*time.Minute) })), end: map[string]plan.EndReason{agentName(1): plan.EndLingering}},
 		"one that nobody registered is not gone on with": {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { suspended(j); j.Registration = agentpool.RegistrationJIT })), skip: map[int64]plan.SkipReason{1: served}},
 		"but replaced when its maker is gone": {snapshot: snapshot(requests(1), job(1, func(j *agentpool.AgentJob) { suspended(j); j.Registration = agentpool.RegistrationJIT })), change: func(s *plan.Snapshot) {
 			s.Abandoned = map[string]bool{s.Jobs[0].UID: true}
@@ -182,6 +196,7 @@ func TestMake(t *testing.T) {
 		"and once the wait is over":                {snapshot: snapshot(requests(1), job(1, failed)), change: func(s *plan.Snapshot) { s.Now = s.Now.Add(9 * time.Second) }, create: []int64{1}, attempts: []int{1}},
 		"one failure does not stop other requests": {snapshot: snapshot(requests(1, 2), job(1, failed)), create: []int64{2}, skip: map[int64]plan.SkipReason{1: plan.SkipBackoff}},
 		"three failures in a row stop the class":   {snapshot: snapshot(requests(4), job(1, failed), job(2, failed), job(3, failed)), skip: map[int64]plan.SkipReason{4: plan.SkipBackoff}},
+		"nodes that are drained do not":            {snapshot: snapshot(requests(4), job(1, evicted), job(2, evicted), job(3, evicted)), create: []int64{4}},
 		"a remembered failure counts too": {snapshot: snapshot(requests(1)), change: func(s *plan.Snapshot) {
 			s.Failures = []plan.Failure{{RequestID: 1, Class: "default", Count: 4, At: ago(79 * time.Second)}}
 		}, skip: map[int64]plan.SkipReason{1: plan.SkipBackoff}},

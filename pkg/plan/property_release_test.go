@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -171,7 +172,15 @@ func (r *reference) wrongEnd(job agentpool.AgentJob, spare bool, got plan.EndRea
 	phase, want := r.phase(job), plan.EndReason("")
 	minIdle := r.classOf(job.Class).MinIdle
 	switch {
-	case r.NoDeletions, phase == agentpool.PhaseBusy, phase == agentpool.PhaseFinished, job.Deleting:
+	case r.NoDeletions, phase == agentpool.PhaseBusy:
+	case phase == agentpool.PhaseFinished:
+		if !job.JobDone && r.Now.Sub(job.Ended) >= 10*time.Minute {
+			want = plan.EndLingering
+		}
+	case job.Deleting:
+		if r.Lost[job.Name] {
+			want = plan.EndLost
+		}
 	case phase == agentpool.PhaseLeaving:
 		want = plan.EndWithdrawn
 	case phase == agentpool.PhaseStarting && r.overdue(job) != "":

@@ -75,6 +75,9 @@ func (r *reference) overdue(job agentpool.AgentJob) plan.EndReason {
 		return plan.EndUnregistered
 	case job.Suspended && r.Now.Sub(job.CreatedAt) >= r.Limits.HalfMadeLimit:
 		return plan.EndHalfMade
+	case !job.Suspended && job.PodName == "" && job.Reason != "" && job.Reason != agentpool.ReasonQuota &&
+		r.Now.Sub(job.CreatedAt) >= r.Limits.HalfMadeLimit:
+		return plan.EndHalfMade
 	case !job.Ready && !job.Scheduled.IsZero() && r.Now.Sub(job.Scheduled) >= r.Limits.StartupLimit:
 		return plan.EndStartupLimit
 	default:
@@ -158,7 +161,10 @@ func (r *reference) backingOff(requestID int64, class string) bool {
 	var success time.Time // When the last one was made that came up.
 	for _, job := range r.Jobs {
 		if job.Failed() {
-			failures = append(failures, plan.Failure{RequestID: job.RequestID, Class: job.Class, Count: job.Failures + 1, At: job.Ended})
+			failures = append(failures, plan.Failure{
+				RequestID: job.RequestID, Class: job.Class, Count: job.Failures + 1, At: job.Ended,
+				Disrupted: job.Reason == agentpool.ReasonEvicted || job.Reason == agentpool.ReasonNodeLost,
+			})
 		} else if job.Class == class && (job.Started || job.RanBuild) && job.CreatedAt.After(success) {
 			success = job.CreatedAt
 		}
@@ -180,7 +186,7 @@ func (r *reference) backingOff(requestID int64, class string) bool {
 		again := f.RequestID != agentpool.WarmRequest && slices.ContainsFunc(seen, func(other plan.Failure) bool {
 			return other.RequestID == f.RequestID && other.Count == f.Count
 		})
-		if since && !again {
+		if since && !again && !f.Disrupted {
 			seen = append(seen, f)
 			inARow++
 			if f.At.After(last.At) {

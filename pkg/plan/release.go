@@ -124,7 +124,10 @@ func (p *Plan) makeRoom(agents []agent, yield []agentpool.AgentJob) {
 		}
 	}
 	for _, ending := range p.End {
-		leave(ending.Job)
+		// What is being deleted is counted already, and what has ended takes no room.
+		if !ending.Job.Deleting && !ending.Job.Finished() {
+			leave(ending.Job)
+		}
 	}
 	for i := len(yield) - 1; i >= 0; i-- {
 		if held[yield[i].Class] > 0 || held[""] > 0 {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 )
@@ -142,7 +143,7 @@ func overdue(s Snapshot, job agentpool.AgentJob) (EndReason, bool) {
 	case job.Suspended && job.Unregistered() && (s.Abandoned[job.UID] ||
 		s.Limits.UnregisteredLimit > 0 && s.Now.Sub(job.CreatedAt) >= s.Limits.UnregisteredLimit):
 		return EndUnregistered, true
-	case job.Suspended && s.Limits.HalfMadeLimit > 0 && s.Now.Sub(job.CreatedAt) >= s.Limits.HalfMadeLimit:
+	case (job.Suspended || podless(job)) && s.Limits.HalfMadeLimit > 0 && s.Now.Sub(job.CreatedAt) >= s.Limits.HalfMadeLimit:
 		return EndHalfMade, true
 	case !job.Ready && !job.Scheduled.IsZero() && s.Limits.StartupLimit > 0 &&
 		s.Now.Sub(job.Scheduled) >= s.Limits.StartupLimit:
@@ -150,6 +151,23 @@ func overdue(s Snapshot, job agentpool.AgentJob) (EndReason, bool) {
 	default:
 		return "", false
 	}
+}
+
+// podless tells whether Kubernetes refuses to make the Job's pod for a reason that does not
+// pass by itself: so it does when somebody has deleted the build's ServiceAccount, which only
+// another Job gets anew. A quota has room again when other pods end.
+func podless(job agentpool.AgentJob) bool {
+	return !job.Suspended && job.PodName == "" && job.Reason != agentpool.ReasonNone && job.Reason != agentpool.ReasonQuota
+}
+
+// lingerLimit is how long the other containers of a pod may go on after its agent has ended.
+const lingerLimit = 10 * time.Minute
+
+// lingers tells whether a pod has outlived its agent for too long. Kubernetes ends the Job
+// only when every container but the native sidecars has ended, and one that has no image
+// never does.
+func lingers(s Snapshot, job agentpool.AgentJob) bool {
+	return !job.JobDone && !job.Deleting && !job.Ended.IsZero() && s.Now.Sub(job.Ended) >= lingerLimit
 }
 
 // balance is how need and supply go together.

@@ -94,6 +94,7 @@ func (s *Scaler) end(ctx context.Context, ending plan.Ending) {
 			// It stays disabled and ends after its build. Enabling it again would let
 			// the service hand it a second one.
 			s.memory.setDisabled(job.Name)
+			s.memory.atWork(job.Name)
 			log.Info("an agent that was to end has been given a build: it ends after that")
 			return
 		}
@@ -107,8 +108,13 @@ func (s *Scaler) end(ctx context.Context, ending plan.Ending) {
 	}
 	s.memory.end(job, s.now())
 	s.metrics.agentEnded(job, s.config.Pool.Name, ending.Reason)
-	if ending.Reason == plan.EndStartupLimit || ending.Reason == plan.EndHalfMade {
+	switch ending.Reason { //nolint:exhaustive // The other reasons are no trouble.
+	case plan.EndStartupLimit, plan.EndHalfMade:
 		s.fail(job, ending.Reason)
+	case plan.EndLost:
+		s.cluster.Report(job, true, string(agentpool.ReasonNodeLost), "the pod is being deleted and does not end, and its agent is neither online nor has a build: its registration and its Job are removed")
+	case plan.EndLingering:
+		s.cluster.Report(job, true, string(ending.Reason), "the agent has ended and other containers of its pod have not: its Job is removed. A sidecar should be an init container with restartPolicy Always, which Kubernetes ends with the others")
 	}
 	log.Info("ended an agent without a build", "class", job.Class)
 }

@@ -179,6 +179,15 @@ func (s *Scaler) observe(job agentpool.AgentJob) {
 		s.Wake()
 		return
 	}
+	if job.LostBuild() {
+		// Never replaced: the build has begun, and the service alone says whether it is queued
+		// again.
+		s.metrics.buildLost(s.config.Pool.Name, job.Class, job.Reason)
+		s.cluster.Report(job, true, string(job.Reason), job.Message)
+		s.log.Warn("an agent failed while it ran a build", "job", job.Name, "request", job.RequestID, "class", job.Class,
+			"reason", job.Reason, "detail", job.Message, "exit_code", job.ExitCode)
+		return
+	}
 	s.log.Info("an agent has ended", "job", job.Name, "request", job.RequestID, "ran_build", job.RanBuild, "reason", job.Reason)
 }
 

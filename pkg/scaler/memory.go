@@ -22,9 +22,11 @@ type memory struct {
 	// that are to end and may get one yet.
 	disabled map[string]bool
 	givenUp  map[string]bool
-	// lost is since when an agent that should wait for a build has been seen neither
-	// registered nor online, by name.
+	// lost is since when an agent that should wait for a build, or whose pod is being
+	// deleted, has been seen neither registered nor online, by name. gone holds the names
+	// of those of deleted pods for which that has been so for too long.
 	lost map[string]time.Time
+	gone map[string]bool
 	// rightless holds the UIDs of Jobs whose rights have been ended.
 	rightless map[string]bool
 	// deregistered holds the UIDs of Jobs whose agents the scaler has registered and has
@@ -80,7 +82,7 @@ type sighting struct{ started, finished bool }
 func newMemory() *memory {
 	return &memory{
 		assumed: map[string]assumption{}, ending: map[string]time.Time{}, disabled: map[string]bool{},
-		givenUp: map[string]bool{}, lost: map[string]time.Time{}, rightless: map[string]bool{}, attempts: map[int64]int{}, failures: map[cause]plan.Failure{},
+		givenUp: map[string]bool{}, lost: map[string]time.Time{}, gone: map[string]bool{}, rightless: map[string]bool{}, attempts: map[int64]int{}, failures: map[cause]plan.Failure{},
 		registered: map[string]agentpool.Capabilities{}, offers: map[plan.ClassVersion]offer{},
 		spareSince: map[string]time.Time{}, deregistered: map[string]bool{}, abandoned: map[string]bool{},
 		seen: map[string]sighting{}, orphans: map[string]time.Time{},
@@ -292,6 +294,7 @@ func (m *memory) remind(snapshot *plan.Snapshot) {
 	snapshot.Attempts = maps.Clone(m.attempts)
 	snapshot.SpareSince = maps.Clone(m.spareSince)
 	snapshot.Abandoned = maps.Clone(m.abandoned)
+	snapshot.Lost = maps.Clone(m.gone)
 	snapshot.Failures = slices.Collect(maps.Values(m.failures))
 	snapshot.Registered = maps.Clone(m.registered)
 	snapshot.Offers = make(map[plan.ClassVersion]agentpool.Capabilities, len(m.offers))
@@ -316,25 +319,44 @@ func (m *memory) learn(agents []agentpool.Agent, ours func(name string) bool) {
 	}
 }
 
-// miss looks in the agents list for those that wait for a build as far as their pods tell.
-// The service gives none to an agent that has been offline or out of the list for the
-// grace, so it is given up. The Jobs must have been read before the list.
+// miss looks in the agents list for those that wait for a build as far as their pods tell,
+// and for those whose pods are being deleted. The service gives none to an agent that has been
+// offline or out of the list for the grace, so it is given up. Where such a pod is being
+// deleted, its node is gone: the kubelet would have ended it, or its agent would be at work.
+// One that the service says has a build is kept until it says otherwise. The Jobs must have
+// been read before the list.
 func (m *memory) miss(jobs []agentpool.AgentJob, agents []agentpool.Agent, grace time.Duration, now time.Time) {
-	online := make(map[string]bool, len(agents))
+	atWork := make(map[string]bool, len(agents))
 	for _, agent := range agents {
-		online[agent.Name] = agent.Online
+		atWork[agent.Name] = agent.Online || agent.AssignedRequest != 0
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, job := range jobs {
-		if online[job.Name] || !job.Ready || job.Finished() {
+		// What was deleted by us, or has no pod, only waits for the cache.
+		_, ended := m.ending[job.UID]
+		leaving := job.Deleting && job.PodName != "" && !ended
+		if atWork[job.Name] || job.Finished() || !(job.Ready || leaving) {
 			delete(m.lost, job.Name)
+			delete(m.gone, job.Name)
 			continue
 		}
-		if met(m.lost, job.Name, now) >= grace {
-			m.givenUp[job.Name] = true
+		if met(m.lost, job.Name, now) < grace {
+			continue
+		}
+		m.givenUp[job.Name] = true
+		if leaving {
+			m.gone[job.Name] = true
 		}
 	}
+}
+
+// atWork records that an agent that was taken for lost has a build.
+func (m *memory) atWork(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.lost, name)
+	delete(m.gone, name)
 }
 
 // somebodyElse is an agent in the pool that is not ours, zero where there is none.
@@ -400,6 +422,7 @@ func (m *memory) forget(jobs []agentpool.AgentJob, requests []agentpool.JobReque
 	drop(m.disabled, names)
 	drop(m.givenUp, names)
 	drop(m.lost, names)
+	drop(m.gone, names)
 	drop(m.attempts, ids)
 	drop(m.registered, names)
 	maps.DeleteFunc(m.offers, func(version plan.ClassVersion, offer offer) bool {

@@ -15,6 +15,7 @@ import (
 type Metrics struct {
 	created      *prometheus.CounterVec
 	failed       *prometheus.CounterVec
+	lost         *prometheus.CounterVec
 	ended        *prometheus.CounterVec
 	sweptTotal   *prometheus.CounterVec
 	polls        *prometheus.CounterVec
@@ -42,6 +43,7 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		created:      counter("azp_scaler_jobs_created_total", "Jobs made.", "pool", "class"),
 		failed:       counter("azp_scaler_jobs_failed_total", "Jobs that could not be made, or whose agent failed before it ran a build, by reason.", "pool", "class", "reason"),
+		lost:         counter("azp_scaler_builds_lost_total", "Builds whose agent failed, was taken away or ran out of memory while it ran them, by reason.", "pool", "class", "reason"),
 		ended:        counter("azp_scaler_agents_ended_total", "Agents without a build that were ended, by reason.", "pool", "class", "reason"),
 		sweptTotal:   counter("azp_scaler_swept_total", "Objects and registrations that a crash had left and that were removed, by kind.", "pool", "kind"),
 		polls:        counter("azp_scaler_polls_total", "Polls of the queue, by outcome (success or error).", "pool", "outcome"),
@@ -51,7 +53,7 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 		queueToAgent: histogram("azp_scaler_queue_to_agent_seconds", "Seconds from a request's queueing until the agent made for it waits for a build.", waitBuckets(), "pool", "class"),
 		states:       newStateCollector(),
 	}
-	registerer.MustRegister(m.created, m.failed, m.ended, m.sweptTotal, m.polls, m.malformed, m.pollDuration, m.queueToJob, m.queueToAgent, m.states)
+	registerer.MustRegister(m.created, m.failed, m.lost, m.ended, m.sweptTotal, m.polls, m.malformed, m.pollDuration, m.queueToJob, m.queueToAgent, m.states)
 	return m
 }
 
@@ -77,6 +79,10 @@ func (m *Metrics) jobWaited(pool, class string, wait time.Duration) {
 
 func (m *Metrics) jobFailed(pool, class string, reason agentpool.Reason) {
 	m.failed.WithLabelValues(pool, class, string(reason)).Inc()
+}
+
+func (m *Metrics) buildLost(pool, class string, reason agentpool.Reason) {
+	m.lost.WithLabelValues(pool, class, string(reason)).Inc()
 }
 
 func (m *Metrics) agentStarted(pool, class string, wait time.Duration) {

@@ -42,6 +42,7 @@ type model struct {
 	before                                                       func()   // Called when virtual time begins.
 	lacking                                                      []string // What agents do not register with, in small letters.
 	placeholderError, deleteError, withdrawError, parallelError  error
+	away                                                         error // Of every call to the service.
 }
 
 func newModel(queued ...int64) *model {
@@ -173,6 +174,9 @@ func (m *model) job(name string) agentpool.AgentJob {
 // The service.
 
 func (m *model) JobRequests(_ context.Context, _ int, visit func(agentpool.JobRequest) error) (int, error) {
+	if err := read(m, func() error { return m.away }); err != nil {
+		return 0, err
+	}
 	malformed, err := m.visit(visit)
 	time.Sleep(read(m, func() time.Duration { return m.pollTakes }))
 	return malformed, err
@@ -197,6 +201,9 @@ func (m *model) visit(visit func(agentpool.JobRequest) error) (int, error) {
 }
 
 func (m *model) Agents(context.Context, int) ([]agentpool.Agent, error) {
+	if err := read(m, func() error { return m.away }); err != nil {
+		return nil, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var list []agentpool.Agent
@@ -207,6 +214,9 @@ func (m *model) Agents(context.Context, int) ([]agentpool.Agent, error) {
 }
 
 func (m *model) DisableAgent(_ context.Context, _ int, agent agentpool.AgentRef) error {
+	if err := read(m, func() error { return m.away }); err != nil {
+		return err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.disableError != nil {
@@ -224,6 +234,9 @@ func (m *model) disable(name string) {
 }
 
 func (m *model) WithdrawAgent(_ context.Context, _ int, ref agentpool.AgentRef) (bool, error) {
+	if err := read(m, func() error { return m.away }); err != nil {
+		return false, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.withdrawn++
@@ -239,6 +252,9 @@ func (m *model) WithdrawAgent(_ context.Context, _ int, ref agentpool.AgentRef) 
 }
 
 func (m *model) AgentCapabilities(_ context.Context, _ int, name string) (agentpool.Capabilities, bool, error) {
+	if err := read(m, func() error { return m.away }); err != nil {
+		return nil, false, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	agent, registered := m.agents[name]
@@ -246,6 +262,9 @@ func (m *model) AgentCapabilities(_ context.Context, _ int, name string) (agentp
 }
 
 func (m *model) AddPlaceholder(_ context.Context, _ int, name string, claims map[string]string) error {
+	if err := read(m, func() error { return m.away }); err != nil {
+		return err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.placeholderError != nil {
@@ -259,6 +278,9 @@ func (m *model) AddPlaceholder(_ context.Context, _ int, name string, claims map
 }
 
 func (m *model) ParallelJobs(context.Context) (int, bool, error) {
+	if err := read(m, func() error { return m.away }); err != nil {
+		return 0, false, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.parallel, m.parallel > 0, m.parallelError

@@ -387,29 +387,6 @@ func TestAgentDisabledBeforeACrashIsEnded(t *testing.T) {
 	})
 }
 
-func TestRegistrationsWithoutAJobAreSwept(t *testing.T) {
-	m := newModel(1)
-	inLoop(t, m, nil, func(t *testing.T, b *bench) {
-		b.start(jobName(1, 0))
-		b.with(func() {
-			m.agents["azp-test-7-90-0"] = agentpool.Agent{ID: 90, Name: "azp-test-7-90-0", Enabled: true}
-			m.agents["azp-test-7-91-0"] = agentpool.Agent{ID: 91, Name: "azp-test-7-91-0", Enabled: true, Online: true}
-			m.agents["azp-test-7-92-0"] = agentpool.Agent{ID: 92, Name: "azp-test-7-92-0", AssignedRequest: 5}
-			m.agents["somebody-else"] = agentpool.Agent{ID: 93, Name: "somebody-else"}
-			m.liveError = errors.New("the API server is away")
-		})
-		after(5 * time.Minute)
-		if n := b.registered(); n != 5 {
-			t.Fatalf("without a live look nothing may go, %d of 5 are left", n)
-		}
-		b.with(func() { m.liveError = nil })
-		after(2 * time.Minute)
-		if n := b.registered(); b.agent("azp-test-7-90-0").Name != "" || n != 4 {
-			t.Errorf("want just the offline, unoccupied orphan to go, %d of 5 are left", n)
-		}
-	})
-}
-
 func TestTroubleWithAJobIsToldOnce(t *testing.T) {
 	m := newModel(1)
 	m.rightsError = errors.New("the target namespace is forbidden")

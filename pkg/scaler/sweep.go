@@ -33,9 +33,11 @@ func (s *Scaler) sweep(ctx context.Context) {
 	}
 }
 
-// sweepRegistrations removes agents of ours whose Job is gone or has ended: they
-// are offline, have no build, and have been so for the grace. A live read of the
-// Jobs decides; any doubt keeps them.
+// sweepRegistrations removes agents of ours whose Job has been gone, or has ended, for the
+// grace. A live read of the Jobs decides; any doubt keeps them. One that is online belongs to
+// a pod that outlives its Job, as on a node that is cut off from the cluster and not from the
+// service: once it is withdrawn it gets no build any more. One that has a build is disabled and
+// stays, and is looked at again.
 func (s *Scaler) sweepRegistrations(ctx context.Context, agents []agentpool.Agent, jobs []agentpool.AgentJob) {
 	alive := liveNames(jobs)
 	suspects := map[string]bool{}
@@ -45,9 +47,6 @@ func (s *Scaler) sweepRegistrations(ctx context.Context, agents []agentpool.Agen
 			continue
 		}
 		suspects[agent.Name] = true
-		if agent.Online || agent.AssignedRequest != 0 {
-			continue
-		}
 		if s.memory.orphaned(agent.Name, s.now()) >= s.config.SweepGrace {
 			due = append(due, agent)
 		}
@@ -75,10 +74,14 @@ func (s *Scaler) sweepRegistrations(ctx context.Context, agents []agentpool.Agen
 			s.log.Warn("a registration without a Job can't be removed, trying again", "agent", agent.Name, "error", err)
 			return
 		}
-		if gone {
-			s.metrics.swept(s.config.Pool.Name, "registration", 1)
-			s.log.Info("removed a registration that a crash had left", "agent", agent.Name)
+		if !gone {
+			if agent.Enabled {
+				s.log.Info("an agent without a Job has a build: it is disabled, and removed when that has ended", "agent", agent.Name, "request", agent.AssignedRequest)
+			}
+			return
 		}
+		s.metrics.swept(s.config.Pool.Name, "registration", 1)
+		s.log.Info("removed a registration whose Job is gone or has ended", "agent", agent.Name)
 	})
 }
 

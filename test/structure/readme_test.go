@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentclass"
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/app"
 	"github.com/azp-scaler/azp-scaler/pkg/plan"
 )
@@ -54,6 +55,11 @@ func TestREADMEOfClasses(t *testing.T) {
 	for _, reason := range plan.SkipReasons() {
 		if !strings.Contains(string(text), "| `"+string(reason)+"` |") {
 			t.Errorf("docs/classes.md does not say what the reason %s means", reason)
+		}
+	}
+	for _, reason := range agentpool.Reasons() {
+		if !strings.Contains(string(text), "| `"+string(reason)+"` |") {
+			t.Errorf("docs/classes.md does not say what the reason %s of an agent means", reason)
 		}
 	}
 	if class := exampleClass(t, string(text)); class.Claims["JAVA_HOME"] == "" {
