@@ -36,16 +36,20 @@ func newStandInPod(t *testing.T, faults ...string) *pod {
 // newStandInPodOf makes one of an organisation, or of the collection of a server.
 func newStandInPodOf(t *testing.T, organisation string, faults ...string) *pod {
 	t.Helper()
+	return newStandInPodWith(t, azuredevopstest.Options{Organisation: organisation}, faults...)
+}
+
+// newStandInPodWith makes one of a service with these options, but for packages and tokens.
+func newStandInPodWith(t *testing.T, options azuredevopstest.Options, faults ...string) *pod {
+	t.Helper()
 	t.Parallel()
 	file, err := standInPackage()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newPodWith(t, azuredevopstest.Options{
-		Organisation: organisation,
-		Packages:     []azuredevopstest.AgentPackage{{Platform: platform(), Version: fakeagent.DefaultVersion, Path: file}},
-		Tokens:       []azuredevopstest.Token{{Secret: "read-only-token", Identity: "reader", Rights: azuredevopstest.RightsRead}},
-	})
+	options.Packages = []azuredevopstest.AgentPackage{{Platform: platform(), Version: fakeagent.DefaultVersion, Path: file}}
+	options.Tokens = []azuredevopstest.Token{{Secret: "read-only-token", Identity: "reader", Rights: azuredevopstest.RightsRead}}
+	p := newPodWith(t, options)
 	p.must(os.RemoveAll(p.path("root")))
 	p.must(os.Mkdir(p.path("root"), 0o755))
 	p.env["FAKEAGENT_FAULTS"] = strings.Join(faults, ",")
