@@ -17,8 +17,13 @@ export GOFLAGS := -trimpath -buildvcs=false
 # Only the race detector wants it.
 export CGO_ENABLED := 0
 
+comma := ,
+
 CACHE     := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/azp-scaler
 OUT       := out
+IMAGE_PREFIX ?= ghcr.io/azp-scaler
+VERSION      ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+PLATFORM     ?= linux/$(shell $(GO) env GOARCH)
 TOOLS_KEY := $(shell { $(GO) env GOVERSION GOARCH; cat tools/go.mod tools/go.sum; } | sha256sum | cut -c1-16)
 TOOLS     := $(CACHE)/tools/$(TOOLS_KEY)
 
@@ -84,6 +89,24 @@ nightly: need-cc ## Run the property tests at length (PLAN_CHECKS=100000 LOOP_SE
 .PHONY: build
 build: $(OUT)/bin ## Build the scaler and the agent's entrypoint into out/bin, stamped with the commit.
 	$(GO) build -buildvcs=auto -ldflags '-s -w' -o $(OUT)/bin/ ./cmd/...
+
+.PHONY: images
+images: ## Build the images with docker, podman or buildah (IMAGE_PREFIX, VERSION, PLATFORM, PUSH=1, ENGINE; see docs/images.md).
+	@IMAGE_PREFIX='$(IMAGE_PREFIX)' VERSION='$(VERSION)' PLATFORM='$(PLATFORM)' deploy/images/build.sh
+
+# The programs are built as the Dockerfiles do, which gives the same bytes: what is told of the one is true of the other.
+.PHONY: sbom
+sbom: ## List the modules in the images' programs, by CycloneDX, in out/sbom (VERSION, PLATFORM).
+	@mkdir -p $(OUT)/sbom
+	@for platform in $(subst $(comma), ,$(PLATFORM)); do \
+	  arch=$${platform#linux/}; arch=$${arch%%/*}; \
+	  for program in scaler agent-entrypoint; do \
+	    GOOS=linux GOARCH=$$arch $(GO) build -ldflags '-s -w -X main.version=$(VERSION)' -o $(OUT)/sbom/$$program-linux-$$arch ./cmd/$$program; \
+	    $(GO) -C tools/sbom tool cyclonedx-gomod bin -json -std -licenses -version '$(VERSION)' -output $(CURDIR)/$(OUT)/sbom/$$program-linux-$$arch.cdx.json \
+	      $(CURDIR)/$(OUT)/sbom/$$program-linux-$$arch; \
+	    echo "$(OUT)/sbom/$$program-linux-$$arch.cdx.json"; \
+	  done; \
+	done
 
 .PHONY: fmt
 fmt: $(GOFUMPT) ## Format all Go files.

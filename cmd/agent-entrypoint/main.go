@@ -103,7 +103,7 @@ func (p program) step() (step agent.Step, code agent.ExitCode, done bool) {
 		case string(agent.StepConfigure), string(agent.StepRun), string(agent.StepRemove), string(agent.StepWithdraw), string(agent.StepDownload):
 			return agent.Step(arg), 0, false
 		case "version", "--version":
-			_, _ = fmt.Fprintln(p.stdout, version())
+			_, _ = fmt.Fprintln(p.stdout, programVersion())
 			return "", agent.ExitDone, true
 		case "help", "--help", "-h":
 			_, _ = io.WriteString(p.stdout, usage)
@@ -122,7 +122,7 @@ func (p program) carryOut(ctx context.Context, step agent.Step, config configura
 		}
 		return agent.New(config.Settings, nil, log, p.stdout, p.stderr).Run(ctx)
 	}
-	network := azuredevops.Config{CAFile: config.CAFile, Proxy: config.proxy, UserAgent: "azp-scaler-agent/" + version(), Logger: log}
+	network := azuredevops.Config{CAFile: config.CAFile, Proxy: config.proxy, UserAgent: "azp-scaler-agent/" + programVersion(), Logger: log}
 	if step == agent.StepDownload {
 		downloads, err := azuredevops.NewDownloader(network)
 		if err != nil {
@@ -187,8 +187,15 @@ func leaveLastWords(path, words string) error {
 	return errors.Join(err, file.Close())
 }
 
-// version is what the binary was built from.
-func version() string {
+// version is set by the linker where the build has no repository to read it from, as in
+// the images.
+var version string
+
+// programVersion is what the binary was built from.
+func programVersion() string {
+	if version != "" {
+		return version
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" {
 		return "(devel)"

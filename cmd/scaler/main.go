@@ -35,7 +35,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	switch command.name {
 	case "version":
-		say(stdout, "azp-scaler %s\n", version())
+		say(stdout, "azp-scaler %s\n", programVersion())
 		return exitDone
 	case "help":
 		say(stdout, "%s", usage)
@@ -59,7 +59,7 @@ func start(ctx context.Context, command command, stdout, stderr io.Writer) error
 		return err
 	}
 	log := newLogger(stderr, config)
-	a, err := app.New(config, version(), log)
+	a, err := app.New(config, programVersion(), log)
 	if err != nil {
 		return err
 	}
@@ -76,7 +76,7 @@ func start(ctx context.Context, command command, stdout, stderr io.Writer) error
 	if err := a.Listen(); err != nil {
 		return err
 	}
-	log.Info("azp-scaler starts", "version", version(), "listen", a.Addr())
+	log.Info("azp-scaler starts", "version", programVersion(), "listen", a.Addr())
 	err = a.Run(ctx)
 	if err == nil {
 		log.Info("azp-scaler has stopped")
@@ -92,8 +92,15 @@ func newLogger(w io.Writer, config app.Config) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(w, options))
 }
 
-// version is what the build recorded of itself.
-func version() string {
+// version is set by the linker where the build has no repository to read it from, as in
+// the images.
+var version string
+
+// programVersion is what the build recorded of itself.
+func programVersion() string {
+	if version != "" {
+		return version
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" {
 		return "(devel)"

@@ -69,14 +69,20 @@ func TestManifestsGiveExactlyTheRightsNeeded(t *testing.T) {
 func TestManifestsAreTaken(t *testing.T) {
 	t.Parallel()
 	e := setUp(t)
-	target := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "azp-target"}}
-	if _, err := e.admin.CoreV1().Namespaces().Create(t.Context(), target, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
-		t.Fatal(err)
+	restricted := map[string]string{"pod-security.kubernetes.io/warn": "restricted", "pod-security.kubernetes.io/enforce": "restricted"}
+	for name, labels := range map[string]map[string]string{"azp-target": nil, "azp": restricted} {
+		namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
+		if _, err := e.admin.CoreV1().Namespaces().Create(t.Context(), namespace, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+			t.Fatal(err)
+		}
 	}
 	manifests := filepath.Join("..", "..", "deploy", "kustomize")
 	for _, args := range [][]string{
 		{"apply", "-f", filepath.Join(manifests, "namespaces.yaml")},
 		{"apply", "-k", filepath.Join(manifests, "base"), "--dry-run=server", "--validate=strict"},
+		{"apply", "-k", filepath.Join(manifests, "overlays", "apart"), "--dry-run=server", "--validate=strict"},
+		{"apply", "-k", filepath.Join(manifests, "overlays", "single-namespace"), "--dry-run=server", "--validate=strict"},
+		{"apply", "-k", filepath.Join(manifests, "overlays", "workload-identity"), "--dry-run=server", "--validate=strict"},
 		{"apply", "-k", filepath.Join(manifests, "agent-token"), "--dry-run=server", "--validate=strict"},
 		{"apply", "-k", filepath.Join(manifests, "classes"), "--dry-run=server", "--validate=strict"},
 		{"apply", "-f", filepath.Join(manifests, "azure", "token", "identity", "namespace.yaml")},

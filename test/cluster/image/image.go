@@ -86,6 +86,7 @@ type imageConfig struct {
 	OS           string         `json:"os"`
 	Config       processConfig  `json:"config"`
 	RootFS       rootFileSystem `json:"rootfs"`
+	History      []historyEntry `json:"history"`
 }
 
 type processConfig struct {
@@ -99,6 +100,12 @@ type processConfig struct {
 type rootFileSystem struct {
 	Type    string   `json:"type"`
 	DiffIDs []string `json:"diff_ids"`
+}
+
+// historyEntry tells of one layer. Tools that build on the image count them.
+type historyEntry struct {
+	Created   time.Time `json:"created"`
+	CreatedBy string    `json:"created_by"`
 }
 
 // epoch is the time of everything in an image, so that equal content gives
@@ -199,6 +206,7 @@ func writeLayout(ctx context.Context, out io.Writer, ref, layer string, spec Spe
 	}
 	for _, l := range layers {
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, l.Digest)
+		config.History = append(config.History, historyEntry{Created: epoch(), CreatedBy: "test/cluster/image"})
 	}
 	configured, err := addJSON(layout, mediaConfig, config)
 	if err != nil {

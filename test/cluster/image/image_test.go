@@ -76,6 +76,9 @@ func TestImageHoldsWhatWasAskedFor(t *testing.T) {
 		t.Errorf("name %q", index)
 	}
 	manifest, config := documents(t, blobs)
+	if len(config.History) != 2 {
+		t.Errorf("history %v, want an entry for each layer", config.History)
+	}
 	if len(manifest.Layers) != 2 || config.RootFS.DiffIDs[0] != manifest.Layers[0].Digest {
 		t.Fatalf("layers %v, diff ids %v", manifest.Layers, config.RootFS.DiffIDs)
 	}
