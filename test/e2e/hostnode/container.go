@@ -39,9 +39,9 @@ type container struct {
 	spec *corev1.Container
 	log  string // Path.
 
-	// The pod's mutex guards what follows, but for process, which is set once
-	// before done is used by another goroutine.
+	// The pod's mutex guards what follows.
 	process     *process.Process
+	hook        *process.Process // That of preStop, while it runs.
 	ports       map[int32]string // Where a probed port is on this machine.
 	waiting     string
 	waitingText string
@@ -49,6 +49,8 @@ type container struct {
 	finishedAt  metav1.Time
 	ended       bool
 	message     string
+	restarts    int32
+	before      *corev1.ContainerStateTerminated // How it ended before it was restarted.
 	isStarted   bool
 	isReady     bool
 }
@@ -263,6 +265,9 @@ func (c *container) preStop(ctx context.Context, deadline time.Time) {
 		c.pod.node.options.Problem(err)
 		return
 	}
+	c.pod.mu.Lock()
+	c.hook = hook
+	c.pod.mu.Unlock()
 	timer := time.NewTimer(time.Until(deadline))
 	defer timer.Stop()
 	select {

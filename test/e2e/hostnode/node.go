@@ -5,10 +5,11 @@
 // What it does as a kubelet does: the order of init containers and native
 // sidecars, emptyDir, Secret, ConfigMap and projected volumes, HTTP probes for
 // start-up and readiness, preStop hooks, the grace period, termination messages,
-// exit codes and the pod's conditions; a changed Secret shows in its volume after some
+// exit codes and the pod's conditions; a sidecar that ends is restarted as long as the pod
+// lives; a changed Secret shows in its volume after some
 // seconds. What it does not do: isolate anything
-// (a process could read what belongs to another container), restart a container,
-// limit resources, pull images. Paths that a container is told by its environment
+// (a process could read what belongs to another container), restart another container than
+// a sidecar, limit resources, pull images. Paths that a container is told by its environment
 // are rewritten to where they are on this machine, and so are the ports of probes.
 package hostnode
 

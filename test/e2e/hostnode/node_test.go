@@ -242,6 +242,44 @@ func TestNode(t *testing.T) {
 		}
 	})
 
+	t.Run("a killed sidecar is restarted, and a killed container is not", func(t *testing.T) {
+		t.Parallel()
+		always := corev1.ContainerRestartPolicyAlways
+		f.run(t, "killed", func(spec *corev1.PodSpec) {
+			shared(spec)
+			sidecar := shell("sidecar", `echo up >>"$SHARED/starts"; sleep 600`)
+			sidecar.RestartPolicy = &always
+			spec.InitContainers = []corev1.Container{sidecar}
+			spec.Containers = []corev1.Container{shell("main", `sleep 600`)}
+		})
+		running := func(container string) hostnode.Running {
+			for _, one := range f.node.Running() {
+				if one.Pod == "killed" && one.Container == container && !one.Hook {
+					return one
+				}
+			}
+			t.Fatalf("%s does not run", container)
+			return hostnode.Running{}
+		}
+		f.await(t, "killed", "running", phase(corev1.PodRunning))
+		running("sidecar").Kill()
+		pod := f.await(t, "killed", "restarting its sidecar", func(pod *corev1.Pod) bool {
+			sidecar := pod.Status.InitContainerStatuses[0]
+			return sidecar.RestartCount == 1 && sidecar.State.Running != nil
+		})
+		if last := pod.Status.InitContainerStatuses[0].LastTerminationState.Terminated; last == nil || last.ExitCode != 137 {
+			t.Errorf("the sidecar ended before as %+v", last)
+		}
+		if pod.Status.Phase != corev1.PodRunning || pod.Status.ContainerStatuses[0].State.Running == nil {
+			t.Errorf("the sidecar's end had more than that: %+v", pod.Status)
+		}
+		running("main").Kill()
+		pod = f.await(t, "killed", "failed", phase(corev1.PodFailed))
+		if main := pod.Status.ContainerStatuses[0]; main.State.Terminated == nil || main.State.Terminated.ExitCode != 137 || main.RestartCount != 0 {
+			t.Errorf("the container ended as %+v", main)
+		}
+	})
+
 	t.Run("a failed init container ends the pod", func(t *testing.T) {
 		t.Parallel()
 		f.run(t, "init-fails", func(spec *corev1.PodSpec) {

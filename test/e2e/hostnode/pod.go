@@ -27,6 +27,8 @@ type pod struct {
 	dir     string
 	volumes map[string]string // Directories by the volume's name.
 
+	tending sync.WaitGroup // Those who restart sidecars.
+
 	deleted    chan struct{} // Closed when the pod is being deleted.
 	deleteOnce sync.Once
 	grace      time.Duration // Set before deleted is closed.
@@ -70,11 +72,12 @@ func (p *pod) delete(graceSeconds *int64) {
 // run takes the pod from its start to its end. When the node closes, everything
 // is killed.
 func (p *pod) run(ctx context.Context) {
-	refreshing, stop := context.WithCancel(ctx)
+	living, stop := context.WithCancel(ctx)
 	var refresh sync.WaitGroup
 	defer func() {
 		stop()
 		refresh.Wait()
+		p.tending.Wait()
 		for _, c := range p.all() {
 			c.kill()
 		}
@@ -84,12 +87,13 @@ func (p *pod) run(ctx context.Context) {
 	}()
 	p.report(ctx)
 	if p.prepare(ctx) {
-		refresh.Go(func() { p.refreshSecrets(refreshing) })
-		if p.initialise(ctx) {
+		refresh.Go(func() { p.refreshSecrets(living) })
+		if p.initialise(ctx, living) {
 			p.serve(ctx)
 		}
 	}
-	stop() // A kubelet that ends a pod's sidecars shows it nothing new.
+	stop() // A kubelet that ends a pod's sidecars shows it nothing new, and restarts none.
+	p.tending.Wait()
 	p.end(ctx)
 	if ctx.Err() != nil {
 		return
@@ -130,8 +134,8 @@ func (p *pod) prepare(ctx context.Context) bool {
 }
 
 // initialise runs the init containers in their order. Sidecars are started and
-// stay; the others must end well.
-func (p *pod) initialise(ctx context.Context) bool {
+// stay, restarted as long as the pod lives; the others must end well.
+func (p *pod) initialise(ctx, living context.Context) bool {
 	for _, c := range p.inits {
 		if !c.start() {
 			p.report(ctx)
@@ -139,6 +143,7 @@ func (p *pod) initialise(ctx context.Context) bool {
 		}
 		p.report(ctx)
 		if c.sidecar() {
+			p.tending.Go(func() { p.tend(living, c) })
 			continue
 		}
 		select {

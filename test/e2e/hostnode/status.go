@@ -53,7 +53,7 @@ func (p *pod) status() corev1.PodStatus {
 	for _, c := range p.inits {
 		status.InitContainerStatuses = append(status.InitContainerStatuses, c.status())
 		initialised = initialised && (c.sidecar() && !c.startedAt.IsZero() || c.ended && c.exitCodeLocked() == 0)
-		ready = ready && (!c.sidecar() || !c.ended)
+		ready = ready && (!c.sidecar() || !c.ended && c.waiting == "")
 	}
 	for _, c := range p.containers {
 		status.ContainerStatuses = append(status.ContainerStatuses, c.status())
@@ -95,19 +95,17 @@ func condition(kind corev1.PodConditionType, is bool, since metav1.Time, reason 
 
 // status is the container's status as it is now. The pod's mutex is held.
 func (c *container) status() corev1.ContainerStatus {
-	status := corev1.ContainerStatus{Name: c.spec.Name, Image: c.spec.Image, Started: &c.isStarted, Ready: c.isReady}
+	status := corev1.ContainerStatus{
+		Name: c.spec.Name, Image: c.spec.Image, Started: &c.isStarted, Ready: c.isReady,
+		RestartCount: c.restarts, LastTerminationState: corev1.ContainerState{Terminated: c.before},
+	}
 	if c.process != nil {
-		status.ContainerID = fmt.Sprintf("process://%s/%s", c.pod.object.UID, c.spec.Name)
+		status.ContainerID = c.id()
 		status.ImageID = c.spec.Image
 	}
 	switch {
 	case c.ended:
-		terminated := &corev1.ContainerStateTerminated{
-			ExitCode: int32(c.exitCodeLocked()), StartedAt: c.startedAt, FinishedAt: c.finishedAt, Message: c.message, Reason: "Completed", ContainerID: status.ContainerID, //nolint:gosec // An exit status is small.
-		}
-		if terminated.ExitCode != 0 {
-			terminated.Reason = "Error"
-		}
+		terminated := c.terminated()
 		// An init container that ended well counts as ready.
 		status.Ready = !c.sidecar() && terminated.ExitCode == 0 && c.isInit()
 		status.State.Terminated = terminated
@@ -117,6 +115,22 @@ func (c *container) status() corev1.ContainerStatus {
 		status.State.Running = &corev1.ContainerStateRunning{StartedAt: c.startedAt}
 	}
 	return status
+}
+
+// terminated is how the container ended. The pod's mutex is held.
+func (c *container) terminated() *corev1.ContainerStateTerminated {
+	terminated := &corev1.ContainerStateTerminated{
+		ExitCode: int32(c.exitCodeLocked()), StartedAt: c.startedAt, FinishedAt: c.finishedAt, Message: c.message, Reason: "Completed", ContainerID: c.id(), //nolint:gosec // An exit status is small.
+	}
+	if terminated.ExitCode != 0 {
+		terminated.Reason = "Error"
+	}
+	return terminated
+}
+
+// id names the container as long as it is not restarted. The pod's mutex is held.
+func (c *container) id() string {
+	return fmt.Sprintf("process://%s/%s/%d", c.pod.object.UID, c.spec.Name, c.restarts)
 }
 
 func (c *container) isInit() bool {

@@ -50,6 +50,9 @@ func StartWith(command *exec.Cmd, death syscall.Signal) (*Process, error) {
 	return p, nil
 }
 
+// PID is the child's number.
+func (p *Process) PID() int { return p.command.Process.Pid }
+
 // Done is closed when the child is gone.
 func (p *Process) Done() <-chan struct{} { return p.done }
 

@@ -16,14 +16,14 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/azp-scaler/azp-scaler/test/e2e/process"
 )
 
 const (
@@ -96,7 +96,7 @@ func killDescendants() {
 	deadline := time.Now().Add(killLimit)
 	for time.Now().Before(deadline) {
 		living := 0
-		for _, pid := range descendants(os.Getpid()) {
+		for _, pid := range process.Descendants(os.Getpid()) {
 			if isZombie(pid) {
 				continue
 			}
@@ -109,29 +109,6 @@ func killDescendants() {
 		}
 		time.Sleep(killEvery)
 	}
-}
-
-// descendants lists the children of a process, and theirs.
-func descendants(pid int) []int {
-	var found []int
-	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	if err != nil {
-		return nil
-	}
-	for _, list := range lists {
-		text, err := os.ReadFile(list)
-		if err != nil {
-			continue // It has ended meanwhile.
-		}
-		for field := range strings.FieldsSeq(string(text)) {
-			child, err := strconv.Atoi(field)
-			if err != nil {
-				continue
-			}
-			found = append(append(found, child), descendants(child)...)
-		}
-	}
-	return found
 }
 
 func isZombie(pid int) bool {
