@@ -29,7 +29,9 @@
 //
 // Lost are requests without a result or a stated reason: still unfinished at
 // the end, abandoned, or failed because the service stopped hearing from the
-// agent.
+// agent. Where a test kills agents (Rules.Killed), a build that one of them had goes
+// with it: abandoned is its result, and it is counted apart. An agent that was killed
+// before it had one is no duplicate if a request wanted it at the time.
 //
 // Leaked is every object ever created by one of the scaler's users that is
 // still there, everything those objects own (directly or not), every live

@@ -21,7 +21,7 @@ type explanation struct {
 func (j *judge) duplicates() {
 	var idle []*agent
 	for _, a := range j.ix.sortedAgents() {
-		if !a.online.IsZero() && len(a.requests) == 0 && j.ix.ours(a) && !warm(a) {
+		if !a.online.IsZero() && len(a.requests) == 0 && j.ix.ours(a) && !warm(a) && !j.killedWanted(a) {
 			idle = append(idle, a)
 		}
 	}
@@ -36,6 +36,12 @@ func (j *judge) duplicates() {
 		j.find(VerdictDuplicate, "%s came online at %s and never received a build; its Job was created at %s, and no request that went away explains it (%d explanations, %d such agents)",
 			a, clock(a.online), clock(j.madeAt(a)), len(explanations), len(idle))
 	}
+}
+
+// killedWanted tells whether an agent was ended from outside while a request wanted one.
+func (j *judge) killedWanted(a *agent) bool {
+	at, killed := j.rules.Killed[a.name]
+	return killed && j.wantedAt(at) > 0
 }
 
 // pair gives each explanation to at most one agent, so that as many as possible

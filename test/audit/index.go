@@ -21,6 +21,8 @@ type key struct {
 type request struct {
 	key       key
 	queued    time.Time
+	assigned  time.Time // Last, and to whom.
+	assignee  key
 	received  time.Time // By the first agent.
 	canceled  time.Time
 	finished  time.Time
@@ -183,6 +185,8 @@ func (ix *index) addRequestEvent(event ServiceEvent) {
 	switch event.Event {
 	case eventQueued:
 		r.queued = event.Time
+	case eventAssigned:
+		r.assigned, r.assignee = event.Time, ix.agent(event).key
 	case eventReceived:
 		if r.received.IsZero() {
 			r.received = event.Time

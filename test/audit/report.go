@@ -46,6 +46,7 @@ type Report struct {
 	JobsCreated    int            `json:"jobs_created"`
 	Duplicates     int            `json:"duplicates"`
 	Lost           int            `json:"lost"`
+	Killed         int            `json:"killed"` // Builds that went with an agent which somebody ended from outside.
 	Leaked         map[string]int `json:"leaked"` // By kind; the usual kinds are there with 0 too.
 	BuildsRunTwice int            `json:"builds_run_twice"`
 	AgentsReused   int            `json:"agents_reused"`
@@ -76,6 +77,9 @@ func (r Report) LeakedTotal() int {
 func (r Report) WriteText(w io.Writer) error {
 	var text strings.Builder
 	fmt.Fprintf(&text, "%d builds: %d succeeded, %d failed, %d canceled; %d Jobs created\n", r.Builds, r.Succeeded, r.Failed, r.Canceled, r.JobsCreated)
+	if r.Killed > 0 {
+		fmt.Fprintf(&text, "%d builds went with agents that were killed\n", r.Killed)
+	}
 	fmt.Fprintf(&text, "duplicates %d, lost %d, leaked %d", r.Duplicates, r.Lost, r.LeakedTotal())
 	kinds := make([]string, 0, len(r.Leaked))
 	for kind, count := range r.Leaked {

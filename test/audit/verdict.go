@@ -46,6 +46,10 @@ type Rules struct {
 	// class whose builds run as them. The scaler must leave them alone, and make no account
 	// and no right for such a build.
 	StandingAccounts map[string]string
+	// Killed are agents, by name, whose container somebody ended from outside, and when. A build
+	// that one had goes with it, which its result must say: such a build is counted, and is not
+	// lost. One without a build is no duplicate if a request wanted it at the time.
+	Killed map[string]time.Time
 	// Slack is how old the scaler's picture of the queue may be. 0 means 10 s.
 	Slack time.Duration
 	// RightsLimit is how long after its agent's end a build may keep its rights.
@@ -184,6 +188,10 @@ func (j *judge) lost() {
 			j.report.Lost++
 			j.find(VerdictLost, "%s, queued at %s, has no result: %s", r, clock(r.queued), r.standing(j.ix))
 		case outcomeAbandoned:
+			if j.wentWithItsAgent(r) {
+				j.report.Killed++
+				continue
+			}
 			j.report.Lost++
 			j.find(VerdictLost, "%s was abandoned at %s: %s", r, clock(later(r.abandoned, r.finished)), r.standing(j.ix))
 		case outcomeFailed:
@@ -194,6 +202,17 @@ func (j *judge) lost() {
 		case outcomeSucceeded, outcomeCanceled, outcomeNoAgent:
 		}
 	}
+}
+
+// wentWithItsAgent tells whether a request was abandoned because its agent was ended from
+// outside. The service may assign one to an agent of whose end it has not heard yet.
+func (j *judge) wentWithItsAgent(r *request) bool {
+	a, assigned := j.ix.agents[r.assignee]
+	if !assigned || len(r.agents) > 1 {
+		return false
+	}
+	killed, was := j.rules.Killed[a.name]
+	return was && !r.assigned.After(killed.Add(j.rules.Slack)) && later(r.abandoned, r.finished).After(killed)
 }
 
 // standing tells how far a request came.

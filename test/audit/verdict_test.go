@@ -100,6 +100,37 @@ func TestVerdicts(t *testing.T) {
 			s.queued(0, 1).jobCreated(1, job(1, 0)).online(2, 10, job(1, 0)).received(3, 1, 10, job(1, 0)).offline(9, 10, job(1, 0))
 			s.event(10, "request-abandoned", map[string]any{"requestId": 1, "result": "abandoned"})
 		}, want: "lost", evidence: "abandoned at 03:04:10.000"},
+		"a build goes with its agent that was killed": {tell: func(s *story) {
+			s.rules.Killed = map[string]time.Time{job(1, 0): at(5)}
+			s.queued(0, 1).jobCreated(1, job(1, 0)).online(2, 10, job(1, 0)).received(3, 1, 10, job(1, 0))
+			s.event(10, "request-abandoned", map[string]any{"requestId": 1, "result": "abandoned"}).offline(11, 10, job(1, 0))
+		}},
+		"a build that another agent had does not": {tell: func(s *story) {
+			s.rules.Killed = map[string]time.Time{job(2, 0): at(5)}
+			s.queued(0, 1).jobCreated(1, job(1, 0)).online(2, 10, job(1, 0)).received(3, 1, 10, job(1, 0))
+			s.event(10, "request-abandoned", map[string]any{"requestId": 1, "result": "abandoned"}).offline(11, 10, job(1, 0))
+		}, want: "lost"},
+		"nor does one that was lost before": {tell: func(s *story) {
+			s.rules.Killed = map[string]time.Time{job(1, 0): at(10.5)}
+			s.queued(0, 1).jobCreated(1, job(1, 0)).online(2, 10, job(1, 0)).received(3, 1, 10, job(1, 0))
+			s.event(10, "request-abandoned", map[string]any{"requestId": 1, "result": "abandoned"}).offline(11, 10, job(1, 0))
+		}, want: "lost"},
+		"nor one that is given to it long after": {tell: func(s *story) {
+			s.rules.Killed = map[string]time.Time{job(1, 0): at(5)}
+			s.queued(0, 1).jobCreated(1, job(1, 0)).online(2, 10, job(1, 0))
+			s.event(20, "request-assigned", map[string]any{"requestId": 1, "agentId": 10, "agentName": job(1, 0)})
+			s.event(80, "request-abandoned", map[string]any{"requestId": 1, "result": "abandoned"}).offline(81, 10, job(1, 0))
+		}, want: "lost"},
+		"an agent that is killed while a build waits for it": {tell: func(s *story) {
+			s.rules.Killed = map[string]time.Time{job(1, 0): at(3)}
+			s.queued(0, 1).jobCreated(1, job(1, 0)).online(2, 10, job(1, 0)).event(4, "agent-deleted", map[string]any{"agentId": 10, "agentName": job(1, 0)})
+			s.jobCreated(5, job(1, 1)).ran(6, 1, 11, job(1, 1))
+		}},
+		"an agent that is killed and that nobody wanted": {tell: func(s *story) {
+			s.rules.Killed = map[string]time.Time{job(1, 1): at(40)}
+			s.build(0, 1, 10)
+			s.jobCreated(2, job(1, 1)).online(4, 11, job(1, 1)).event(41, "agent-deleted", map[string]any{"agentId": 11, "agentName": job(1, 1)})
+		}, want: "duplicate"},
 		"abandoned by result": {tell: func(s *story) {
 			s.queued(0, 1).jobCreated(1, job(1, 0)).online(2, 10, job(1, 0)).received(3, 1, 10, job(1, 0)).offline(9, 10, job(1, 0)).finished(10, 1, "abandoned", "")
 		}, want: "lost"},
