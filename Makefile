@@ -78,12 +78,19 @@ test-e2e: $(GOTESTSUM) need-cc ## Run the tests on the cluster: a real node as r
 # What grows with the time it is given. make test runs the same with fewer cases, and most of the end-to-end tests
 # with agents that are registered in one of the two ways.
 .PHONY: nightly
-nightly: need-cc ## Run the property tests at length (PLAN_CHECKS=100000 LOOP_SEEDS=5000), and end to end with either registration (ROTATION_BUILDS=200).
+nightly: need-cc ## Run the property tests at length (PLAN_CHECKS=100000 LOOP_SEEDS=5000), kill at each call, and run end to end with either registration (ROTATION_BUILDS=200).
 	@$(GO) test -run '^$$' -bench Growth -benchtime 3x ./pkg/plan
 	@PLAN_CHECKS=$${PLAN_CHECKS:-100000} LOOP_SEEDS=$${LOOP_SEEDS:-5000} CGO_ENABLED=1 \
 	  $(GO) test -race -count=1 -timeout 6h $(TEST_FLAGS) ./pkg/plan ./pkg/scaler
 	@E2E_REGISTRATION=both ROTATION_BUILDS=$${ROTATION_BUILDS:-200} CGO_ENABLED=1 \
 	  $(GO) test -race -count=1 -parallel $(E2E_PARALLEL) -timeout 2h $(TEST_FLAGS) ./test/e2e
+	@$(MAKE) kill-matrix
+
+# Each system mostly waits, so two processors carry four of them.
+.PHONY: kill-matrix
+kill-matrix: ## Kill scaler and entrypoint at each of their calls (KILL_PLANS=all for each way to register, KILL_SYSTEMS=2, E2E_SEED=n).
+	@KILL_PLANS=$${KILL_PLANS:-all} KILL_SYSTEMS=$${KILL_SYSTEMS:-2} \
+	  $(GO) test -count=1 -v -parallel 4 -timeout 6h $(TEST_FLAGS) -run '^TestKilledAtEachCall$$' ./test/e2e
 
 ##@ Code
 .PHONY: build

@@ -68,6 +68,25 @@ func startEnv(t *testing.T, options env.Options) *env.Env {
 	return e
 }
 
+// clean waits for rest and has the auditor judge the whole run.
+func clean(ctx context.Context, t *testing.T, e *env.Env) {
+	t.Helper()
+	if err := e.WaitAtRest(ctx, 4*time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	report, err := e.Audit(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !report.Clean() {
+		var text strings.Builder
+		if err := report.WriteText(&text); err != nil {
+			t.Fatal(err)
+		}
+		t.Errorf("the auditor has findings:\n%s\nlogs: %s", text.String(), filepath.Dir(e.ScalerLog))
+	}
+}
+
 // TestMainJob is the promise itself: builds of every kind, each with exactly one
 // agent, and nothing of them left.
 func TestMainJob(t *testing.T) { registered(t, bothWays(), mainJob) }

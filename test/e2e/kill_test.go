@@ -1,234 +1,304 @@
 package e2e_test
 
 import (
-	"context"
+	"cmp"
 	"fmt"
-	"math/rand/v2"
-	"path/filepath"
+	"math"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops/azuredevopstest"
+	"github.com/azp-scaler/azp-scaler/test/cluster"
 	"github.com/azp-scaler/azp-scaler/test/e2e/env"
-	"github.com/azp-scaler/azp-scaler/test/e2e/interpose"
 )
 
-// TestScalerKilled kills the scaler at every write that it makes for a build, to the API
-// server and, where no pod signs in there with the same token, to the service: before the
-// write is done in one system, and after it, with the answer on its way, in another. In a
-// third one it does so at seeded points of a burst. The scaler is started again each time.
-func TestScalerKilled(t *testing.T) {
+const (
+	// killPlan replays one plan, as a failed one tells it.
+	killPlan = "KILL_PLAN"
+	// killPlans is how many plans are tried for each way to register, or all. Which of them follows
+	// from the seed.
+	killPlans = "KILL_PLANS"
+	fewPlans  = 8
+	// killSystems is how many systems share the plans of each way.
+	killSystems = "KILL_SYSTEMS"
+	// planLimit is longer than a build whose agent is killed takes to be given up, and another to run.
+	planLimit = 90 * time.Second
+	// missLimit is how many plans of a hundred may find nothing to kill: not every call comes each time.
+	missLimit = 5
+)
+
+// TestKilledAtEachCall kills the scaler, and each container of the agent's pod, at calls to the API
+// server and to the service: before the server has seen the call, when it was done and the answer is
+// on its way, and when the answer has come. The calls are those that a run in which nobody is killed
+// makes, reads included. Who is killed is started again as Kubernetes would, and all builds must
+// end as if nothing had happened, but those whose own agent was killed: these must be reported.
+func TestKilledAtEachCall(t *testing.T) {
+	if text := os.Getenv(killPlan); text != "" {
+		one, err := parsePlan(text)
+		if err != nil {
+			t.Fatalf("%s: %v", killPlan, err)
+		}
+		k := newKilling(t, one.way, seedOf(t))
+		k.try(t, one)
+		if len(k.missed) > 0 {
+			t.Error("nobody came there")
+		}
+		k.judge(t)
+		return
+	}
+	seed, systems := seedOf(t), numberOf(t, killSystems, 1)
 	registered(t, bothWays(), func(t *testing.T, way string) {
-		for part, play := range map[string]func(t *testing.T, k *killing){
-			"before each write": func(t *testing.T, k *killing) { k.atEach(t, interpose.Before) },
-			"after each write":  func(t *testing.T, k *killing) { k.atEach(t, interpose.After) },
-			"in a burst": func(t *testing.T, k *killing) {
-				k.inBurst(t)
-				if way == byScaler {
-					k.loseAnswers(t)
-				}
-			},
-		} {
-			t.Run(part, func(t *testing.T) {
+		for system := range systems {
+			t.Run(fmt.Sprintf("system %d of %d", system+1, systems), func(t *testing.T) {
 				t.Parallel()
-				k := newKilling(t, way)
-				play(t, k)
-				clean(t.Context(), t, k.Env)
+				newKilling(t, way, seed).tryAll(t, system, systems)
 			})
 		}
 	})
 }
 
-// killing is a system whose scaler is killed.
+// tryAll tries those of the plans that are a system's.
+func (k *killing) tryAll(t *testing.T, system, systems int) {
+	t.Helper()
+	begun := time.Now()
+	plans := k.record(t)
+	all := len(plans)
+	plans = slices.DeleteFunc(plans, func(p plan) bool { return p.lot(0)%uint64(systems) != uint64(system) })
+	// What is tried first depends on the seed, and on nothing else that is recorded.
+	slices.SortFunc(plans, func(a, b plan) int { return cmp.Compare(a.lot(k.seed), b.lot(k.seed)) })
+	plans = plans[:min(len(plans), wantedPlans(t)/systems)]
+	t.Logf("the calls were recorded in %s; of %d plans this system tries %d", time.Since(begun).Round(time.Second), all, len(plans))
+	begun = time.Now()
+	for _, next := range plans {
+		k.try(t, next)
+	}
+	took := time.Since(begun)
+	t.Logf("%d plans in %s, %.1f a minute; %d found nothing to kill", len(plans), took.Round(time.Second), float64(len(plans))/took.Minutes(), len(k.missed))
+	if len(k.missed) > 1 && len(k.missed)*100 > len(plans)*missLimit {
+		t.Errorf("more than %d%% of the plans found nothing to kill:\n%s", missLimit, strings.Join(k.missed, "\n"))
+	}
+	k.judge(t)
+}
+
+// wantedPlans is how many of the plans are to be tried.
+func wantedPlans(t *testing.T) int {
+	t.Helper()
+	if os.Getenv(killPlans) == "all" {
+		return math.MaxInt
+	}
+	return numberOf(t, killPlans, fewPlans)
+}
+
+// numberOf reads a number from the environment.
+func numberOf(t *testing.T, variable string, usual int) int {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return usual
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("%s=%q: want a number from 1 on", variable, text)
+	}
+	return n
+}
+
+// killing is a system whose processes are killed.
 type killing struct {
 	*env.Env
-	trap *trap
-	way  string
-	seed uint64
+	trap   *trap
+	jobs   *recorder
+	way    string
+	seed   uint64
+	plans  map[int64]plan // By the request of each build.
+	missed []string
 }
 
-// writes are those of the scaler for one build, in the order in which it makes them: to the
-// API server, and to the service. Where pods sign in there with its token, the latter are
-// left out, as nothing tells who makes them.
-func (k *killing) writes() (cluster, service []string) {
-	made := []string{"POST jobs", "POST serviceaccounts", "POST rolebindings"}
-	ended := []string{"PATCH jobs", "DELETE rolebindings", "DELETE serviceaccounts", "PATCH jobs"}
-	if k.way == fromPods {
-		return slices.Concat(made, ended), nil
-	}
-	return slices.Concat(made, []string{"POST secrets"}, ended), []string{opRegister, opChange, opChange, opRemove}
-}
-
-// newKilling sets the system up and has it run a build that nobody disturbs, which shows
-// that the writes are those that this test is about.
-func newKilling(t *testing.T, way string) *killing {
+// newKilling sets the system up. A build that lost its agent is given up after seconds, and so is
+// an agent that does not poll any more.
+func newKilling(t *testing.T, way string, seed uint64) *killing {
 	t.Helper()
-	seed := seedOf(t)
-	snare := newTrap()
-	k := &killing{Env: startEnv(t, env.Options{Seed: seed, Registration: way, Interpose: snare.cut, Scaler: quick(nil)}), trap: snare, way: way, seed: seed}
+	k := &killing{trap: newTrap(t), way: way, seed: seed, plans: map[int64]plan{}}
+	k.Env = startEnv(t, env.Options{
+		Seed: k.seed, Registration: way, Node: cluster.Simulated, Interpose: k.trap.hook, ControllerManagerQPS: 200,
+		Service: azuredevopstest.Options{LockDuration: 15 * time.Second, ReceiveTimeout: 10 * time.Second, CancelTimeout: 10 * time.Second, OnlineTimeout: 10 * time.Second},
+		Scaler:  quick(map[string]string{"AZP_BACKOFF_MIN": "1s", "AZP_BACKOFF_MAX": "1s", "AZP_JOB_TTL": "2s", "AZP_IDLE_LIMIT": "3s", "AZP_POLL_BUSY": "500ms", "AZP_POLL_IDLE": "1s"}),
+	})
+	k.jobs = record(t, k.Env)
 	if err := k.StartScaler(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	snare.set(nil)
-	before := k.serviceWrites(t)
-	k.build(t, "undisturbed", stepDisabled)
-	cluster, service := k.writes()
-	expect(t, snare.seen(), cluster)
-	expect(t, k.serviceWrites(t)[len(before):], service)
+	k.trap.watch(k.Env)
 	return k
 }
 
-// expect says that a build took the writes that it was to, and none of another kind but the
-// deletion of a Job that the scaler finds withdrawn, where it hears late of its end.
-func expect(t *testing.T, got, want []string) {
+// record plays each scenario with nobody killed and makes the plans of the calls that it sees.
+func (k *killing) record(t *testing.T) []plan {
 	t.Helper()
-	for _, write := range want {
-		if count(got, write) < count(want, write) {
-			t.Fatalf("the build took %v, of which this test expects %v: it would see nothing", got, want)
-		}
+	var plans []plan
+	for _, scenario := range sortedScenarios() {
+		k.trap.set(nil)
+		k.play(t, plan{way: k.way, scenario: scenario})
+		made := plansOf(k.way, scenario, k.trap.recorded())
+		t.Logf("%s: %d plans for the calls of\n%s", scenario, len(made), summary(made))
+		plans = append(plans, made...)
 	}
-	for _, write := range got {
-		if !slices.Contains(want, write) && write != "DELETE jobs" {
-			t.Fatalf("the build took %v, and this test knows nothing of %s", got, write)
-		}
-	}
+	return plans
 }
 
-// atEach kills the scaler at every write of a build.
-func (k *killing) atEach(t *testing.T, moment interpose.Moment) {
+// summary lists the places of plans, one a line.
+func summary(plans []plan) string {
+	var lines []string
+	for _, p := range plans {
+		lines = append(lines, fmt.Sprintf("  %s: %s %d", p.place.actor, p.place.kind, p.place.nth))
+	}
+	slices.Sort(lines)
+	return strings.Join(slices.Compact(lines), "\n")
+}
+
+// try tries a plan, once more where nobody comes to its place: a call may not be made each time.
+func (k *killing) try(t *testing.T, p plan) {
 	t.Helper()
-	for _, at := range k.points(moment) {
-		k.killAt(t, at)
-	}
-}
-
-// points are all writes of a build.
-func (k *killing) points(moment interpose.Moment) []point {
-	var points []point
-	cluster, service := k.writes()
-	for i, write := range cluster {
-		points = append(points, k.atWrite(write, count(cluster[:i], write), moment))
-	}
-	for i, operation := range service {
-		points = append(points, k.atCall(operation, count(service[:i], operation), moment))
-	}
-	return points
-}
-
-// killAt queues one build, kills the scaler at the point, and waits until all is done.
-func (k *killing) killAt(t *testing.T, at point) {
-	t.Helper()
-	for range 3 {
-		at.set(t)
-		k.queue(t, at.name, at.step)
-		sprung := k.spring(t, at, 45*time.Second)
-		if err := k.WaitAtRest(t.Context(), 2*time.Minute); err != nil {
-			t.Fatalf("%s: %v", at.name, err)
+	begun, hit := time.Now(), false
+	for range 2 {
+		k.trap.set(&p)
+		killed := k.play(t, p)
+		if hit = killed || k.trap.hasLost(); hit {
+			break
 		}
-		if sprung {
-			return
-		}
-		// On a busy machine the scaler may hear of an agent's end so late that it first
-		// finds the agent gone from the pool, and deletes its Job for that.
 	}
-	t.Fatalf("%s: the scaler never came there", at.name)
-}
-
-// inBurst kills the scaler at points that the seed chooses while it makes agents for many
-// builds.
-func (k *killing) inBurst(t *testing.T) {
-	const least, most = 2, 6
-	random := rand.New(rand.NewPCG(k.seed, 1))
-	killed := 0
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	done := make(chan error, 1)
-	workload := env.Workload(random.Uint64(), 12)
-	go func() {
-		_, err := k.Queue(ctx, workload)
-		done <- err
-	}()
-	for over := false; killed < most && !over; {
-		points := k.points(interpose.Moment(random.IntN(2)))
-		at := points[random.IntN(len(points))]
-		at.set(t)
-		if k.spring(t, at, 5*time.Second) {
-			killed++
-			continue
-		}
-		over = !k.unfinished() // Otherwise there is no such write at the time.
+	outcome := "done"
+	if !hit {
+		outcome = "found nothing to kill"
+		k.missed = append(k.missed, p.String())
 	}
+	t.Logf("%s: %s, %s", p, outcome, time.Since(begun).Round(100*time.Millisecond))
 	k.trap.set(nil)
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-	if killed < least {
-		t.Errorf("the burst was over when the scaler had come to %d of the points, want at least %d", killed, least)
-	}
-	t.Logf("killed %d times", killed)
-	if err := k.WaitAtRest(t.Context(), 4*time.Minute); err != nil {
-		t.Fatal(err)
-	}
 }
 
-// unfinished tells whether there are builds that have not ended.
-func (k *killing) unfinished() bool {
-	return slices.ContainsFunc(k.Service.Builds(k.Service.PoolID), func(b azuredevopstest.BuildStatus) bool { return b.Result == "" })
-}
-
-// spring waits until the scaler has come to the point, kills it there and starts it again.
-func (k *killing) spring(t *testing.T, at point, limit time.Duration) bool {
+// play runs the builds of a scenario to the end, kills whoever comes to the trap, and tells whether
+// somebody did.
+func (k *killing) play(t *testing.T, p plan) (killed bool) {
 	t.Helper()
-	if !at.reached(t, limit) {
-		return false
+	fail := func(format string, arguments ...any) {
+		t.Helper()
+		t.Fatalf("%s: %s\nto repeat: %s", p, fmt.Sprintf(format, arguments...), p.command())
 	}
-	t.Logf("kill %s", at.name)
-	err := k.Scaler.Kill()
-	at.release()
+	scene := scenarios()[p.scenario](k)
+	queued, err := k.Queue(t.Context(), []env.Build{scene.build})
 	if err != nil {
-		t.Fatal(err)
+		fail("%v", err)
 	}
-	if err := k.StartScaler(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	return true
-}
-
-// queue queues a build.
-func (k *killing) queue(t *testing.T, name, step string) {
-	t.Helper()
-	build := env.Build{Name: strings.ReplaceAll(name, " ", "-"), Kind: env.KindPlain, Steps: []string{step}, Want: "succeeded"}
-	if _, err := k.Queue(t.Context(), []env.Build{build}); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// build runs one build and waits until nothing of it is left.
-func (k *killing) build(t *testing.T, name, step string) {
-	t.Helper()
-	k.queue(t, name, step)
-	if err := k.WaitAtRest(t.Context(), 2*time.Minute); err != nil {
-		t.Fatal(fmt.Errorf("%s: %w", name, err))
-	}
-}
-
-// clean waits for rest and has the auditor judge the whole run.
-func clean(ctx context.Context, t *testing.T, e *env.Env) {
-	t.Helper()
-	if err := e.WaitAtRest(ctx, 4*time.Minute); err != nil {
-		t.Fatal(err)
-	}
-	report, err := e.Audit(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !report.Clean() {
-		var text strings.Builder
-		if err := report.WriteText(&text); err != nil {
-			t.Fatal(err)
+	k.plans[queued[0].RequestID] = p
+	if scene.begin != nil {
+		if err := scene.begin(); err != nil {
+			fail("%v", err)
 		}
-		t.Errorf("the auditor has findings:\n%s\nlogs: %s", text.String(), filepath.Dir(e.ScalerLog))
+	}
+	told := false
+	for deadline := time.Now().Add(planLimit); ; {
+		select {
+		case who := <-k.trap.sprung:
+			killed = true
+			if err := k.end(t, who); err != nil {
+				fail("%v", err)
+			}
+		case <-time.After(20 * time.Millisecond):
+		}
+		if scene.meanwhile != nil {
+			if err := scene.meanwhile(queued[0]); err != nil {
+				fail("%v", err)
+			}
+		}
+		left, err := k.left(t, queued[0])
+		if err != nil {
+			fail("%v", err)
+		}
+		if left == "" {
+			break
+		}
+		switch late := time.Since(deadline); {
+		case late > planLimit:
+			fail("after %s there is still %s", 2*planLimit, left)
+		case late > 0 && !told:
+			told = true
+			t.Errorf("%s: after %s there is still %s\nto repeat: %s", p, planLimit, left, p.command())
+		}
+	}
+	if err := k.Scaler.WaitReady(t.Context()); err != nil {
+		fail("%v", err)
+	}
+	if err := k.ended(queued[0], scene.allowed); err != nil {
+		t.Errorf("%s: %v\nto repeat: %s", p, err, p.command())
+	}
+	return killed
+}
+
+// end kills a caller that the trap holds, and starts the scaler again. Containers are the node's.
+func (k *killing) end(t *testing.T, who env.Caller) error {
+	t.Helper()
+	err := k.Kill(who)
+	k.trap.dead <- struct{}{}
+	if err == nil && who.Actor == env.ActorScaler {
+		err = k.StartScaler(t.Context())
+	}
+	return err
+}
+
+// left tells what is left to do for a build, and nothing at rest.
+func (k *killing) left(t *testing.T, build env.Queued) (string, error) {
+	t.Helper()
+	status, err := k.Service.Build(build.RequestID)
+	if err != nil {
+		return "", err
+	}
+	if status.Result == "" {
+		return fmt.Sprintf("the build, %s", status.State), nil
+	}
+	left, err := k.Remaining(t.Context())
+	return strings.Join(left, ", "), err
+}
+
+// ended says what is wrong with the result of a build.
+func (k *killing) ended(build env.Queued, allowed []string) error {
+	status, err := k.Service.Build(build.RequestID)
+	if err != nil {
+		return err
+	}
+	if _, agentKilled := k.Killed[status.AgentName]; agentKilled {
+		// It was the build itself that was killed, if it had begun. It must be reported.
+		allowed = append(slices.Clone(allowed), azuredevopstest.ResultAbandoned)
+	}
+	if !slices.Contains(allowed, status.Result) {
+		log, _ := k.Service.Log(build.RequestID) // Without a log the message must do.
+		return fmt.Errorf("the build on agent %q ended %q, want %v: %s\n%s", status.AgentName, status.Result, allowed, status.Message, log)
+	}
+	return nil
+}
+
+// judge has the auditor judge the whole run, and tells which plans its findings may be of: each
+// speaks of a request, or of an agent or a Job that has its number in the name.
+func (k *killing) judge(t *testing.T) {
+	t.Helper()
+	report, err := k.Audit(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	if err := report.WriteText(&text); err != nil {
+		t.Fatal(err)
+	}
+	t.Log(text.String())
+	for _, finding := range report.Findings {
+		t.Errorf("%s: %s", finding.Verdict, finding.Text)
+		for request, p := range k.plans {
+			if strings.Contains(finding.Text, fmt.Sprintf("-%d-", request)) || strings.Contains(finding.Text, fmt.Sprintf("request %d ", request)) {
+				t.Logf("to repeat: %s", p.command())
+			}
+		}
 	}
 }

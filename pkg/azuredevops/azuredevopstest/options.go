@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"regexp"
 	"strings"
 	"time"
@@ -110,6 +111,9 @@ type Options struct {
 	// cancellation before it is abandoned; the default is 1 minute.
 	CancelTimeout time.Duration
 
+	// Around wraps what StartTLS serves, so that a test can hold calls up; nil leaves it as
+	// it is.
+	Around func(http.Handler) http.Handler
 	// AuditLog receives the audit log; nil keeps it in memory only.
 	AuditLog io.Writer
 	// NoSecondJob turns the window for a second job off (see the package's

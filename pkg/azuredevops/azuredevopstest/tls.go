@@ -47,8 +47,12 @@ func (s *Server) StartTLS(addr string, extraNames ...string) (Endpoint, error) {
 	if err != nil {
 		return Endpoint{}, errors.Join(fmt.Errorf("serve the fake Azure DevOps on %s: %w", addr, err), listener.Close())
 	}
+	handler := http.Handler(s)
+	if s.opts.Around != nil {
+		handler = s.opts.Around(handler)
+	}
 	server := &http.Server{
-		Handler: s,
+		Handler: handler,
 		TLSConfig: &tls.Config{
 			Certificates: []tls.Certificate{certificate},
 			MinVersion:   tls.VersionTLS12,

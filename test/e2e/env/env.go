@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -50,10 +51,10 @@ type Options struct {
 	Proxy bool
 	// AgentFaults are traps of the stand-in agent, as test/fakeagent names them.
 	AgentFaults []string
-	// Interpose is asked around each write of the scaler to the API server, and
-	// ends the connection there when it reports true; see test/e2e/interpose. Nil
-	// has the scaler talk to the API server directly.
-	Interpose func(interpose.Write, interpose.Moment) bool
+	// Interpose is asked around each call to the service and each of the scaler to the API
+	// server, and ends the connection there when it reports true; see test/e2e/interpose.
+	// Env.Caller tells who calls. Nil has nobody stand between.
+	Interpose interpose.Hook
 	// ControllerManagerQPS is that of test/cluster; 0 is what users have.
 	ControllerManagerQPS int
 	// Classes are the classes of agent that are there from the start. Without any
@@ -76,6 +77,8 @@ type Env struct {
 	// StandingAccounts are ServiceAccounts that builds run as and that are not made for
 	// them, as namespace/name, by class, for the auditor.
 	StandingAccounts map[string]string
+	// Killed are the agents whose container the test has killed, and when, for the auditor.
+	Killed map[string]time.Time
 	// Admin has every right in the cluster; the scaler has not.
 	Admin           kubernetes.Interface
 	AdminKubeconfig string
@@ -194,6 +197,11 @@ func (e *Env) connect() error {
 func (e *Env) startService(dir string, options Options) error {
 	service := options.Service
 	service.Seed = options.Seed
+	if options.Interpose != nil {
+		service.Around = func(next http.Handler) http.Handler {
+			return interpose.Handler(ServerAzureDevOps, next, options.Interpose)
+		}
+	}
 	service.Packages = append(service.Packages, e.built.agentPackage)
 	var err error
 	name := e.cluster.HostAddress()

@@ -94,16 +94,16 @@ func (in *Installation) user() string {
 
 // prepareScaler gives the scaler its settings: those of the documentation, with
 // limits that suit a run of a minute.
-func (in *Installation) prepareScaler(ctx context.Context, override map[string]string, cut func(interpose.Write, interpose.Moment) bool) error {
+func (in *Installation) prepareScaler(ctx context.Context, override map[string]string, hook interpose.Hook) error {
 	e := in.env
 	kubeconfig, err := e.cluster.KubeconfigFor(ctx, in.ScalerNamespace, ScalerAccount)
 	if err != nil {
 		return err
 	}
-	if cut != nil {
+	if hook != nil {
 		direct := kubeconfig
 		kubeconfig = filepath.Join(e.private, "kubeconfig-interposed")
-		if in.proxy, err = interpose.Start(direct, kubeconfig, cut); err != nil {
+		if in.proxy, err = interpose.Start(ServerKubernetes, direct, kubeconfig, hook); err != nil {
 			return fmt.Errorf("stand between scaler and API server: %w", err)
 		}
 	}

@@ -105,7 +105,7 @@ func (e *Env) WaitAtRest(ctx context.Context, limit time.Duration) error {
 	}
 	var last error
 	for {
-		remaining, err := e.remaining(ctx)
+		remaining, err := e.Remaining(ctx)
 		if err == nil && len(remaining) == 0 {
 			return nil
 		}
@@ -123,8 +123,8 @@ func (e *Env) WaitAtRest(ctx context.Context, limit time.Duration) error {
 	}
 }
 
-// remaining lists what a system at rest does not have.
-func (e *Env) remaining(ctx context.Context) ([]string, error) {
+// Remaining lists what a system at rest does not have, beside unfinished requests.
+func (e *Env) Remaining(ctx context.Context) ([]string, error) {
 	var remaining []string
 	for _, in := range e.installations {
 		jobs, err := e.Admin.BatchV1().Jobs(in.AgentsNamespace).List(ctx, metav1.ListOptions{})
@@ -211,6 +211,7 @@ func (e *Env) judge(ctx context.Context, cleanedUp bool) (audit.Report, error) {
 	}
 	rules := audit.Rules{
 		Placeholders: placeholderPrefix, CleanedUp: cleanedUp, Warm: e.Warm, Administrators: []string{administrator}, StandingAccounts: e.StandingAccounts,
+		Killed: e.Killed,
 	}
 	var outages []audit.Interval
 	for _, installation := range e.installations {

@@ -31,13 +31,13 @@ const (
 )
 
 // Scaler is the scaler's process. Its methods may be called from one goroutine
-// at a time, but Outages and URL from any.
+// at a time, but Outages, URL and has from any.
 type Scaler struct {
 	binary  string
 	environ []string
 	log     *os.File
 	address string
-	process *process.Process
+	process *process.Process // Written with the mutex.
 
 	mu      sync.Mutex
 	outages []audit.Interval // The last one is open while the scaler is down.
@@ -101,6 +101,8 @@ func (s *Scaler) Start() error {
 	if err != nil {
 		return err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.process = started
 	return nil
 }
@@ -200,6 +202,14 @@ func (s *Scaler) Stop(ctx context.Context) error {
 		return fmt.Errorf("the scaler's end: %w: see %s", err, s.log.Name())
 	}
 	return nil
+}
+
+// has tells whether the process has the socket open.
+func (s *Scaler) has(socket process.Socket) bool {
+	s.mu.Lock()
+	running := s.process
+	s.mu.Unlock()
+	return running != nil && socket.HeldBy(running.PID())
 }
 
 // Running tells whether the process is there.
