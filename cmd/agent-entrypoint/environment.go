@@ -99,6 +99,9 @@ func variables() []variable {
 		{"AZP_CONFIGURE_LIMIT", "2m", "how long registration may take", duration(func(c *configuration) *time.Duration { return &c.ConfigureLimit })},
 		{"AZP_DOWNLOAD_LIMIT", "10m", "how long download and unpacking may take", duration(func(c *configuration) *time.Duration { return &c.DownloadLimit })},
 		{"AZP_HANG_LIMIT", "75s", "how long the agent program may stay after its build's result", duration(func(c *configuration) *time.Duration { return &c.HangLimit })},
+		{"AZP_HOLD_LIMIT", "10s", "how long a build is held back until its agent is disabled, and so can be given no second one; 0 is not at all", duration(func(c *configuration) *time.Duration { return &c.HoldLimit })},
+		{"AZP_CALLBACK_URL", "", "where the scaler is told that the agent has its build, if it has registered the agent; for run", text(func(c *configuration) *string { return &c.CallbackURL })},
+		{"AZP_JOB_UID", "", "UID of the pod's Job, by which the scaler knows it", text(func(c *configuration) *string { return &c.JobUID })},
 		{"AZP_UPDATE_RESTARTS", "3", "how often the agent program may update itself, and how often it may fail in a way it calls retryable", func(c *configuration, v string) error {
 			n, err := strconv.Atoi(v)
 			if err != nil {

@@ -17,6 +17,7 @@ const (
 	withdrawnFile    = "withdrawn"
 	busyFile         = "busy"
 	claimedFile      = "claimed"
+	disabledFile     = "disabled"
 )
 
 // largestFile bounds what is read of any file handed over. The real ones have a

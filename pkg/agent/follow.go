@@ -32,7 +32,7 @@ func (a *alarm) off() {
 
 // follow watches one listener until it has ended and its last lines are read.
 func (r *runner) follow(ctx context.Context, l *listener) {
-	f := &following{runner: r, listener: l, stop: ctx.Done()}
+	f := &following{runner: r, listener: l, ctx: ctx, stop: ctx.Done()}
 	defer f.end()
 	if !r.stopAsked.IsZero() {
 		// It was started because a build is on its way.
@@ -58,13 +58,13 @@ func (r *runner) follow(ctx context.Context, l *listener) {
 		case <-f.stop:
 			f.stop = nil
 			r.beginStop()
-			f.onStop(ctx)
+			f.onStop()
 		case v := <-f.answers:
 			f.answered(v)
 		case <-f.idle.c():
 			f.idle.off()
 			r.log.Info("no build came within the idle limit", "limit", r.idleLimit)
-			f.askVerdict(ctx, r.settings.WithdrawLimit)
+			f.askVerdict(r.settings.WithdrawLimit)
 		case <-f.assigned.c():
 			f.assigned.off()
 			r.log.Warn("the assigned build did not arrive", "limit", r.timing.assigned)
@@ -94,6 +94,7 @@ type following struct {
 	*runner
 
 	listener *listener
+	ctx      context.Context //nolint:containedctx // That of follow, which owns this.
 	stop     <-chan struct{}
 	answers  chan verdict
 	// question ends the question for the verdict; nil while none is asked.
@@ -147,7 +148,7 @@ func (f *following) claim(job string) {
 	f.ending.finished = false
 	if first {
 		f.log.Info("a build was claimed", "job", job)
-		f.with.claimed()
+		f.hold = f.startHold(f.ctx, f.listener.cmd.Process.Pid)
 	}
 	if asked := f.stopAsked; !asked.IsZero() {
 		f.share.set(time.Until(asked.Add(f.shares.Build)))
@@ -155,20 +156,20 @@ func (f *following) claim(job string) {
 }
 
 // onStop acts on being asked to stop.
-func (f *following) onStop(ctx context.Context) {
+func (f *following) onStop() {
 	f.idle.off()
 	if f.ending.claimed {
 		f.share.set(f.shares.Build)
 		return
 	}
 	if f.question == nil {
-		f.askVerdict(ctx, f.shares.Verdict)
+		f.askVerdict(f.shares.Verdict)
 	}
 }
 
 // askVerdict finds out beside the watch whether the idle agent may go.
-func (f *following) askVerdict(ctx context.Context, limit time.Duration) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+func (f *following) askVerdict(limit time.Duration) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(f.ctx), limit)
 	f.question = cancel
 	answers := make(chan verdict, 1)
 	f.answers = answers
@@ -231,6 +232,9 @@ func (f *following) giveUp() {
 
 // interrupt asks the listener to end, and sees to it that it does.
 func (f *following) interrupt() {
+	if f.hold != nil {
+		f.hold.release() // What is to be cancelled must be able to hear of it.
+	}
 	if err := f.listener.interrupt(); err != nil {
 		f.log.Warn("the agent program could not be interrupted", "err", err)
 	}

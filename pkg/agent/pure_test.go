@@ -306,7 +306,7 @@ func TestSettingsValidate(t *testing.T) {
 		{"AZP_HANDOVER_DIR", func(s *Settings) { s.HandoverDir = "" }, []Step{StepConfigure, StepRun}},
 		{"AZP_REGISTRATION", func(s *Settings) { s.Registration = "magic" }, []Step{StepRun}},
 		{"AZP_REGISTRATION_DIR", func(s *Settings) { s.RegistrationDir = "" }, []Step{StepConfigure, StepRemove, StepWithdraw}},
-		{"AZP_VERDICT_DIR", func(s *Settings) { s.VerdictDir = "" }, []Step{StepRun, StepWithdraw}},
+		{"AZP_VERDICT_DIR", func(s *Settings) { s.VerdictDir = "" }, []Step{StepRun, StepRemove, StepWithdraw}},
 		{"AZP_CLAIMED_DIR", func(s *Settings) { s.ClaimedDir = "" }, []Step{StepRun, StepRemove, StepWithdraw}},
 		{"AZP_GRACE_PERIOD", func(s *Settings) { s.Grace = 0 }, []Step{StepRun, StepRemove, StepAll}},
 		{"AZP_REMOVE_SHARE", func(s *Settings) { s.RemoveShare = s.Grace }, running},
@@ -317,6 +317,9 @@ func TestSettingsValidate(t *testing.T) {
 		{"AZP_HANG_LIMIT", func(s *Settings) { s.HangLimit = 0 }, running},
 		{"AZP_UPDATE_RESTARTS", func(s *Settings) { s.UpdateRestarts = -1 }, running},
 		{"AZP_PROBE_ADDRESS", func(s *Settings) { s.ProbeAddress = "14300" }, running},
+		{"AZP_HOLD_LIMIT", func(s *Settings) { s.HoldLimit = -1 }, running},
+		{"AZP_CALLBACK_URL", func(s *Settings) { s.CallbackURL, s.JobUID = "azp-scaler:8080", "uid" }, []Step{StepRun}},
+		{"AZP_JOB_UID", func(s *Settings) { s.CallbackURL = "http://azp-scaler:8080" }, []Step{StepRun}},
 		{"AZP_IDLE_LIMIT", func(s *Settings) { s.IdleLimit = -1 }, []Step{StepAll}},
 	}
 	for _, step := range allSteps() {

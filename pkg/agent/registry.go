@@ -72,7 +72,7 @@ func (s *Supervisor) deleteAgent(ctx context.Context, reg registration, again fu
 
 // disableAgent keeps the service from giving the agent another build, trying until
 // the context ends. A missing agent gets no build either.
-func (s *Supervisor) disableAgent(ctx context.Context, reg registration) {
+func (s *Supervisor) disableAgent(ctx context.Context, reg registration) error {
 	err := s.retry(ctx, "disabling the agent", persistent, func(ctx context.Context) error {
 		err := s.service.DisableAgent(ctx, reg.PoolID, reg.AgentID)
 		if errors.Is(err, azuredevops.ErrNotFound) {
@@ -81,10 +81,10 @@ func (s *Supervisor) disableAgent(ctx context.Context, reg registration) {
 		return err
 	})
 	if err != nil {
-		s.log.Warn("the agent could not be disabled after it had claimed its build: the service may assign it a second one that never runs", "agent", reg.AgentName, "err", err)
-		return
+		return fmt.Errorf("agent %q (id %d) can't be disabled: %w", reg.AgentName, reg.AgentID, err)
 	}
 	s.log.Info("the agent has its build and is disabled, so that it gets no second one", "agent", reg.AgentName, "agent_id", reg.AgentID)
+	return nil
 }
 
 // withdraw asks the service for the verdict on an agent, trying until the context ends.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 )
 
 // Remove waits until it is asked to stop and then deletes the registration, within
@@ -15,16 +16,32 @@ import (
 func (s *Supervisor) Remove(ctx context.Context) Outcome {
 	s.log.Info("keeping the registration until asked to stop", "agent", s.settings.AgentName, "share", s.settings.RemoveShare)
 	if s.wait(ctx, func() bool { return isClaimed(s.settings.ClaimedDir) }) {
-		if reg, err := s.recorded(ctx); err != nil {
-			s.log.Warn("a build was claimed, but which agent to disable is not known", "err", err)
-		} else if reg.AgentID != 0 {
-			s.disableAgent(ctx, reg)
+		if err := s.disableClaimed(ctx); err != nil {
+			s.log.Warn("the agent could not be disabled after it had claimed its build: the service may assign it a second one that never runs", "err", err)
 		}
 	}
 	<-ctx.Done()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.settings.RemoveShare)
 	defer cancel()
 	return outcomeOf(s.unregister(ctx), ExitUnreachable, "the registration is gone")
+}
+
+// disableClaimed disables the agent and tells run, which holds the build until then. One that
+// is not registered gets no second build either.
+func (s *Supervisor) disableClaimed(ctx context.Context) error {
+	reg, err := s.recorded(ctx)
+	if err != nil {
+		return fmt.Errorf("which agent to disable is not known: %w", err)
+	}
+	if reg.AgentID != 0 {
+		if err := s.disableAgent(ctx, reg); err != nil {
+			return err
+		}
+	}
+	if err := writeFile(filepath.Join(s.settings.VerdictDir, disabledFile), nil, 0o644); err != nil {
+		s.log.Warn("that the agent is disabled could not be told: its build is held to the limit", "err", err)
+	}
+	return nil
 }
 
 // unregister deletes the recorded agent, or the one of our name if none was recorded.

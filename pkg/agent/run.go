@@ -28,7 +28,7 @@ func (s *Supervisor) Run(ctx context.Context) Outcome {
 	}
 	var with coordination = &podCoordination{supervisor: s, log: s.log}
 	if s.settings.Registration == agentpool.RegistrationJIT {
-		with = newScalerCoordination(s.log)
+		with = newScalerCoordination(s)
 	}
 	return s.supervise(ctx, with, 0)
 }
@@ -58,9 +58,7 @@ func (s *Supervisor) All(ctx context.Context) Outcome {
 	if err != nil {
 		return stopped(ctx, outcomeOf(err, ExitConfigureFailed, ""))
 	}
-	direct := newDirectCoordination(ctx, s, reg)
-	o := s.supervise(ctx, direct, s.settings.IdleLimit)
-	direct.close()
+	o := s.supervise(ctx, directCoordination{supervisor: s, reg: reg}, s.settings.IdleLimit)
 
 	shares := s.shares()
 	removal, cancel := context.WithTimeout(context.WithoutCancel(ctx), shares.Remove)
@@ -86,6 +84,9 @@ func (s *Supervisor) supervise(ctx context.Context, with coordination, idleLimit
 	}
 	defer stopProbes()
 	defer func() {
+		if r.hold != nil {
+			r.hold.end()
+		}
 		for _, l := range r.started {
 			l.close()
 		}
@@ -200,6 +201,7 @@ type runner struct {
 
 	probes  probes
 	started []*listener
+	hold    *hold // Of the build; nil before.
 	ending  ending
 	verdict verdict
 	// stopAsked is when the grace period began; zero before.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -99,6 +100,13 @@ type Settings struct {
 	DownloadLimit time.Duration
 	// HangLimit is how long the listener may stay after a build's result (AZP_HANG_LIMIT).
 	HangLimit time.Duration
+	// HoldLimit is how long a build is held until its agent is disabled, 0 not at all (AZP_HOLD_LIMIT).
+	HoldLimit time.Duration
+	// CallbackURL is the scaler's HTTP port, which is told of the claim where the scaler has
+	// registered the agent; empty where it only sees it on the pod (AZP_CALLBACK_URL).
+	CallbackURL string
+	// JobUID is that of the pod's Job, by which the scaler knows the agent (AZP_JOB_UID).
+	JobUID string
 	// UpdateRestarts is how often the agent may update itself, and how often it may
 	// ask to be started again, before it counts as crashed (AZP_UPDATE_RESTARTS).
 	UpdateRestarts int
@@ -145,6 +153,9 @@ func (s Settings) Validate(step Step) error {
 	}
 	if step == StepRun && !slices.Contains(agentpool.Registrations(), s.Registration) {
 		add("AZP_REGISTRATION is %q: give config or jit", s.Registration)
+	}
+	if step == StepRun && s.CallbackURL != "" {
+		s.validateCallback(add)
 	}
 	if step == StepRun || step == StepAll {
 		if s.ProbeAddress != ProbesOff {
@@ -219,8 +230,20 @@ func (s Settings) validateDurations(step Step, add func(string, ...any)) {
 	if (step == StepRun || step == StepAll) && s.Grace > 0 && s.RemoveShare >= s.Grace {
 		add("AZP_REMOVE_SHARE is %s and AZP_GRACE_PERIOD %s: the share must be less, or the build gets nothing", s.RemoveShare, s.Grace)
 	}
+	if (step == StepRun || step == StepAll) && s.HoldLimit < 0 {
+		add("AZP_HOLD_LIMIT is %s: give 0 to hold no build, or a duration above 0", s.HoldLimit)
+	}
 	if step == StepAll && s.IdleLimit < 0 {
 		add("AZP_IDLE_LIMIT is %s: give 0 to wait for ever, or a duration above 0", s.IdleLimit)
+	}
+}
+
+func (s Settings) validateCallback(add func(string, ...any)) {
+	if u, err := url.Parse(s.CallbackURL); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		add("AZP_CALLBACK_URL is %q: give the scaler's address, such as http://azp-scaler.azp-scaler:8080", s.CallbackURL)
+	}
+	if s.JobUID == "" {
+		add("AZP_JOB_UID is empty: with AZP_CALLBACK_URL it must be the UID of this pod's Job")
 	}
 }
 
@@ -256,7 +279,7 @@ func (s Settings) directories(step Step) []directory {
 		}
 		return []directory{root, handover, verdict, claimed}
 	case StepRemove:
-		return []directory{registration, claimed}
+		return []directory{registration, claimed, verdict}
 	case StepWithdraw:
 		return []directory{registration, claimed, verdict}
 	case StepAll, StepDownload:

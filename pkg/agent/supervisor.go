@@ -73,6 +73,8 @@ type timing struct {
 	drain time.Duration
 	// progress is how often a download is reported.
 	progress time.Duration
+	// look is how often the worker of a build that is to be held is looked for.
+	look time.Duration
 }
 
 func defaultTiming() timing {
@@ -87,6 +89,7 @@ func defaultTiming() timing {
 		idleRetry:    time.Minute,
 		drain:        time.Second,
 		progress:     5 * time.Second,
+		look:         5 * time.Millisecond,
 	}
 }
 

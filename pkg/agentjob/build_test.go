@@ -119,6 +119,9 @@ func TestBuildGolden(t *testing.T) {
 		Annotations:      map[string]string{"azure.workload.identity/client-id": "11111111-2222-3333-4444-555555555555"},
 		ImagePullSecrets: []string{"pull"},
 	}
+	calling := settings()
+	calling.CallbackURL = "http://azp-scaler.azp-scaler:8080"
+	rich.CallbackURL = calling.CallbackURL // In vain: its agents are not registered by the scaler.
 	for name, c := range map[string]struct {
 		settings agentjob.Settings
 		class    agentpool.AgentClass
@@ -128,7 +131,7 @@ func TestBuildGolden(t *testing.T) {
 	}{
 		"default": {settings(), class(), template(), 0, 0},
 		"class":   {rich, class(), richTemplate(), 2, 1},
-		"jit":     {settings(), jit(), template(), 0, 0},
+		"jit":     {calling, jit(), template(), 0, 0},
 		"account": {settings(), standing(), azureTemplate(), 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {

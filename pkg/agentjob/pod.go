@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -163,6 +164,7 @@ func (b *builder) overlayAgent(agent *corev1.Container) {
 			corev1.VolumeMount{Name: volumeClaimed, MountPath: claimedDir})
 	}
 	b.setEnvironment(agent, own)
+	b.callBack(agent)
 	agent.VolumeMounts = append(agent.VolumeMounts, slices.Concat(mounts, b.agentMounts(), b.networkMounts())...)
 	probe := func(path string, failures int32) *corev1.Probe {
 		return &corev1.Probe{
@@ -180,6 +182,21 @@ func (b *builder) overlayAgent(agent *corev1.Container) {
 	// A build must not be killed because its machine is slow to answer.
 	agent.LivenessProbe = nil
 	lastWords(agent)
+}
+
+// callBack has the pod tell the scaler at once that its agent has a build, where the scaler
+// has to disable the agent. The Job's UID says which agent, and who reads it could read Jobs.
+func (b *builder) callBack(agent *corev1.Container) {
+	ours := []string{"AZP_CALLBACK_URL", "AZP_JOB_UID"}
+	agent.Env = slices.DeleteFunc(agent.Env, func(v corev1.EnvVar) bool { return slices.Contains(ours, v.Name) })
+	if !b.jit() || b.settings.CallbackURL == "" {
+		return
+	}
+	agent.Env = append(agent.Env,
+		corev1.EnvVar{Name: ours[0], Value: strings.ReplaceAll(b.settings.CallbackURL, "$(", "$$(")},
+		corev1.EnvVar{Name: ours[1], ValueFrom: &corev1.EnvVarSource{
+			FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: "metadata.labels['" + batchv1.ControllerUidLabel + "']"},
+		}})
 }
 
 // remove is the native sidecar: it is listed first, so that it is there before

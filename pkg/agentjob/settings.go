@@ -71,6 +71,10 @@ type Settings struct {
 	ProxySecret string
 	NoProxy     string // What is reached without the proxy, comma-separated.
 
+	// CallbackURL is the scaler's HTTP port, which a pod tells that its agent has a build where
+	// the scaler has registered the agent; empty where none is to.
+	CallbackURL string
+
 	UID, GID int64 // Of the build, where the class gives none.
 
 	AgentRoot    string
@@ -134,6 +138,9 @@ func (s Settings) Validate() error {
 		bad("CAConfigMap", s.CAConfigMap, "name a ConfigMap with the key ca.crt, or leave it empty")
 	}
 	s.validateProxy(bad)
+	if problem := CallbackProblem(s.CallbackURL); problem != "" {
+		bad("CallbackURL", "…", problem) // It may carry a password by mistake.
+	}
 	if s.UID <= 0 {
 		bad("UID", s.UID, "the agent refuses to run as root: give a number above 0, such as 1000")
 	}
@@ -164,6 +171,19 @@ func (s Settings) Validate() error {
 		}
 	}
 	return errors.Join(wrong...)
+}
+
+// CallbackProblem tells what is wrong with the address at which pods call the scaler, or
+// nothing; none is right as well.
+func CallbackProblem(address string) string {
+	if address == "" {
+		return ""
+	}
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return "is no address that pods can call: want one such as http://azp-scaler.azp-scaler:8080, or none"
+	}
+	return ""
 }
 
 func (s Settings) validateProxy(bad func(field string, value any, why string)) {

@@ -235,6 +235,9 @@ func (p *pod) downward(items []corev1.DownwardAPIVolumeFile) (map[string][]byte,
 }
 
 func (p *pod) field(name string) (string, error) {
+	if label, found := strings.CutPrefix(name, "metadata.labels['"); found {
+		return p.object.Labels[strings.TrimSuffix(label, "']")], nil
+	}
 	switch name {
 	case "metadata.name":
 		return p.object.Name, nil
