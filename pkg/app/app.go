@@ -128,7 +128,7 @@ func (a *App) Addr() string { return a.listener.Addr().String() }
 func (a *App) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		return serve(ctx, a.listener, handler(a.registry, a.alive, a.ready))
+		return serve(ctx, a.listener, handler(a.registry, a.alive, a.ready, a.claimed))
 	})
 	group.Go(func() error { return a.work(ctx) })
 	err := group.Wait()
@@ -278,6 +278,22 @@ func (a *App) jobsChanged(pool agentpool.Pool) {
 			l.Notify()
 		}
 	}
+}
+
+// claimed disables the agent of a Job that a pod tells of, in whichever pool that is.
+func (a *App) claimed(ctx context.Context, uid string) error {
+	for _, l := range a.running() {
+		err := l.Claimed(ctx, uid)
+		switch {
+		case errors.Is(err, scaler.ErrUnknownJob):
+			continue
+		case err != nil:
+			a.log.Debug("an agent whose pod says that it has a build can't be disabled; the pod will call again",
+				"pool", l.kube.settings.Identity.Pool.Name, "job_uid", uid, "error", err)
+		}
+		return err
+	}
+	return scaler.ErrUnknownJob
 }
 
 // classesChanged has every loop look at the classes soon.

@@ -11,6 +11,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
 )
 
@@ -53,6 +54,7 @@ type Config struct {
 	AgentTokenSecret     string   `envconfig:"AZP_AGENT_TOKEN_SECRET" default:"azp-token" desc:"Secret in the agents' namespace that holds the token with which pods register and remove agents; made by an administrator, or by a scaler that signs in by Microsoft Entra"`
 	AgentTokenKey        string   `envconfig:"AZP_AGENT_TOKEN_SECRET_KEY" default:"token" desc:"Key of the token in that Secret"`
 	AgentCAConfigMap     string   `envconfig:"AZP_AGENT_CA_CONFIGMAP" desc:"ConfigMap in the agents' namespace with a certificate authority under ca.crt for the pods to trust"`
+	CallbackURL          string   `envconfig:"AZP_CALLBACK_URL" desc:"Where pods reach this scaler's HTTP port, such as http://azp-scaler.azp-scaler:8080; with jit, a build then begins only when its agent can be given no second one"`
 	AgentProxyURL        string   `envconfig:"AZP_AGENT_PROXY_URL" desc:"Proxy on the agents' way to Azure DevOps, such as http://proxy.example:3128; what builds themselves reach is not changed by it"`
 	AgentProxySecret     string   `envconfig:"AZP_AGENT_PROXY_SECRET" desc:"Secret in the agents' namespace with the keys username and password, for a proxy that wants to be told; builds can read it"`
 	AgentNoProxy         string   `envconfig:"AZP_AGENT_NO_PROXY" desc:"What agents reach without that proxy, comma-separated: hosts such as tfs.example.com, domains such as .example.com, IPv4 addresses, each with a port or without"`
@@ -85,7 +87,7 @@ type Config struct {
 	LeaderElection Switch `envconfig:"AZP_LEADER_ELECTION" default:"true" desc:"Have one of several replicas work and the others stand by, by a Lease in the agents' namespace"`
 	Replica        string `envconfig:"AZP_REPLICA" desc:"What this replica is called in the election; without it the host's name with the number of the process"`
 
-	Listen    string `envconfig:"AZP_LISTEN" default:":8080" desc:"Address of /metrics, /healthz and /readyz"`
+	Listen    string `envconfig:"AZP_LISTEN" default:":8080" desc:"Address of /metrics, /healthz and /readyz, and of the calls of pods"`
 	LogLevel  Level  `envconfig:"AZP_LOG_LEVEL" default:"info" desc:"debug, info, warn or error; of the scaler and of the entrypoint in its pods"`
 	LogFormat string `envconfig:"AZP_LOG_FORMAT" default:"json" desc:"json or text, of both"`
 }
@@ -192,6 +194,9 @@ func (c Config) validateAgents(v *validator) {
 }
 
 func (c Config) validateAgentProxy(v *validator) {
+	if problem := agentjob.CallbackProblem(c.CallbackURL); problem != "" {
+		v.add("AZP_CALLBACK_URL", fmt.Sprintf("%q %s", withoutUser(c.CallbackURL), problem))
+	}
 	if c.AgentProxyURL != "" {
 		if err := azuredevops.CheckAgentProxy(c.AgentProxyURL); err != nil {
 			v.add("AZP_AGENT_PROXY_URL", err.Error())

@@ -52,6 +52,7 @@ func TestGoodConfiguration(t *testing.T) {
 		"no rights":         {"AZP_ROLE_BINDINGS": ""},
 		"jit and download":  {"AZP_REGISTRATION": "jit", "AZP_AGENT_SOURCE": "download"},
 		"agents' proxy": {
+			"AZP_CALLBACK_URL":    "http://azp-scaler.azp-scaler:8080",
 			"AZP_AGENT_PROXY_URL": "http://proxy:3128", "AZP_AGENT_PROXY_SECRET": "proxy", "AZP_AGENT_NO_PROXY": ".example.com, 10.1.2.3:8080",
 		},
 	} {
@@ -100,6 +101,8 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 		{"AZP_AGENT_TOKEN_SECRET", "No_Name", []string{`"No_Name"`}},
 		{"AZP_AGENT_TOKEN_SECRET_KEY", "a/b", []string{`"a/b"`}},
 		{"AZP_AGENT_CA_CONFIGMAP", "No_Name", []string{`"No_Name"`}},
+		{"AZP_CALLBACK_URL", "azp-scaler:8080", []string{`"azp-scaler:8080"`, "http://azp-scaler.azp-scaler:8080"}},
+		{"AZP_CALLBACK_URL", "http://me:hunter2@azp-scaler:8080", []string{"http://azp-scaler.azp-scaler:8080"}},
 		{"AZP_AGENT_PROXY_URL", "proxy:3128", []string{"is no URL", "http://proxy.example:3128"}},
 		{"AZP_AGENT_PROXY_URL", "http://me:hunter2@proxy:3128", []string{"user or password", "the Secret is for that"}},
 		{"AZP_AGENT_PROXY_SECRET", "No_Name", []string{`"No_Name"`, "AZP_AGENT_PROXY_URL is not"}},

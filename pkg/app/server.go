@@ -11,22 +11,42 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/azp-scaler/azp-scaler/pkg/scaler"
 )
 
 // serverStop is how long requests under way get when the server stops.
 const serverStop = 5 * time.Second
 
-// handler serves what operators look at. Both checks answer 200 with "ok", or
-// 503 with the reason.
-func handler(gatherer prometheus.Gatherer, alive, ready func() string) http.Handler {
+// handler serves what operators look at, and takes the calls of pods. Both checks answer
+// 200 with "ok", or 503 with the reason.
+func handler(gatherer prometheus.Gatherer, alive, ready func() string, claimed func(ctx context.Context, uid string) error) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", answer(alive))
 	mux.HandleFunc("GET /readyz", answer(ready))
+	mux.Handle("POST /agents/{uid}/claimed", claims(claimed))
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		write(w, "azp-scaler\n/metrics /healthz /readyz\n")
 	})
 	return mux
+}
+
+// claims takes the calls of pods whose agent has claimed a build: 204 says that the agent is
+// disabled, 404 that there is none, and 503 that it is worth another call.
+func claims(claimed func(ctx context.Context, uid string) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		err := claimed(r.Context(), r.PathValue("uid"))
+		switch {
+		case err == nil:
+			w.WriteHeader(http.StatusNoContent)
+		case errors.Is(err, scaler.ErrUnknownJob):
+			http.Error(w, err.Error(), http.StatusNotFound)
+		default:
+			// A pod runs a build, which is told no more than that: an error may name much.
+			http.Error(w, "the agent could not be disabled", http.StatusServiceUnavailable)
+		}
+	}
 }
 
 func answer(problem func() string) http.HandlerFunc {

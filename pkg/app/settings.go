@@ -25,6 +25,7 @@ func jobSettings(c Config, name string, pool agentpool.Pool) agentjob.Settings {
 	}
 	s.TokenSecret, s.TokenKey = c.AgentTokenSecret, c.AgentTokenKey
 	s.CAConfigMap = c.AgentCAConfigMap
+	s.CallbackURL = c.CallbackURL
 	s.ProxyURL, s.ProxySecret, s.NoProxy = c.AgentProxyURL, c.AgentProxySecret, c.AgentNoProxy
 	s.AgentSource = agentjob.AgentSource(c.AgentSource)
 	s.AgentVersion = c.AgentVersion

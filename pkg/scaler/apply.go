@@ -143,6 +143,10 @@ func (s *Scaler) disable(ctx context.Context, job agentpool.AgentJob) (done bool
 	if s.memory.isDisabled(job.Name) {
 		return true
 	}
+	if s.claims.isDone(job.UID) { // Its pod was quicker.
+		s.memory.setDisabled(job.Name)
+		return true
+	}
 	if err := s.service.DisableAgent(ctx, job.PoolID, agentOf(job)); err != nil {
 		s.log.Warn("an agent with a build can't be disabled, trying again", "job", job.Name, "error", err)
 		return false

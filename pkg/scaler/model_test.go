@@ -38,7 +38,7 @@ type model struct {
 	created                                                      []string
 	reports                                                      []string
 	rightsTime                                                   time.Duration
-	polls, nextAgent, withdrawn                                  int
+	polls, nextAgent, withdrawn, disablings                      int
 	before                                                       func()   // Called when virtual time begins.
 	lacking                                                      []string // What agents do not register with, in small letters.
 	placeholderError, deleteError, withdrawError, parallelError  error
@@ -159,7 +159,8 @@ func (m *model) registered() int {
 	})
 }
 
-func (m *model) withdrawals() int { return read(m, func() int { return m.withdrawn }) }
+func (m *model) disabledCount() int { return read(m, func() int { return m.disablings }) }
+func (m *model) withdrawals() int   { return read(m, func() int { return m.withdrawn }) }
 
 func (m *model) pollCount() int { return read(m, func() int { return m.polls }) }
 
@@ -219,6 +220,7 @@ func (m *model) DisableAgent(_ context.Context, _ int, agent agentpool.AgentRef)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.disablings++
 	if m.disableError != nil {
 		return m.disableError
 	}

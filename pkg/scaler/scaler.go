@@ -123,6 +123,7 @@ type Scaler struct {
 	memory *memory
 	wake   chan struct{} // Asks for a cycle soon.
 	notify chan struct{} // Says that a pod or Job has changed.
+	claims *claims
 	// recheck asks for a check of what the classes need before it is due.
 	recheck atomic.Bool
 	status  atomic.Pointer[Status]
@@ -146,6 +147,7 @@ func New(config Config, service Service, cluster Cluster, metrics *Metrics, log 
 		log:    log.With("pool", config.Pool.Name),
 		wake:   make(chan struct{}, 1),
 		notify: make(chan struct{}, 1),
+		claims: &claims{known: map[string]claim{}},
 	}
 	s.forget()
 	metrics.watch(config.Pool.Name, s.Status, now)

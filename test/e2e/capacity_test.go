@@ -15,7 +15,7 @@ const keptWaiting = 2
 
 // TestCapacity plays what is there before builds are, what is there in vain, and
 // what somebody else has there.
-func TestCapacity(t *testing.T) { registered(t, []string{fromPods}, capacity) }
+func TestCapacity(t *testing.T) { registered(t, bothWays(), capacity) }
 
 func capacity(t *testing.T, way string) {
 	s := newStage(t, env.Options{Seed: seedOf(t), Registration: way, Classes: overlapping(), Scaler: quick(nil)})
@@ -140,7 +140,7 @@ func (s *stage) claimsTooMuch(t *testing.T) {
 
 // shorterThanPolls has builds come and go between two looks of the scaler.
 func (s *stage) shorterThanPolls(t *testing.T) {
-	const builds, busy = 6, 5 * time.Second
+	const builds, busy = 6, 8 * time.Second
 	s.restart(t, func() {
 		s.Scaler.Set("AZP_POLL_BUSY", busy.String())
 		s.Scaler.Set("AZP_POLL_IDLE", (2 * busy).String())

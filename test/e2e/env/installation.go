@@ -138,7 +138,7 @@ func (in *Installation) prepareScaler(ctx context.Context, override map[string]s
 	if err := os.Remove(in.ScalerLog); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("the last run's log: %w", err)
 	}
-	in.Scaler, err = newScaler(e.built.scaler, in.ScalerLog, settings)
+	in.Scaler, err = newScaler(e.built.scaler, e.HostAddress(), in.ScalerLog, settings)
 	return err
 }
 

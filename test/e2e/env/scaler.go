@@ -34,6 +34,7 @@ const (
 // at a time, but Outages, URL and has from any.
 type Scaler struct {
 	binary  string
+	host    string // Where it listens: pods call it, too.
 	environ []string
 	log     *os.File
 	address string
@@ -45,8 +46,8 @@ type Scaler struct {
 
 // newScaler prepares the process; settings are its environment, and nothing of
 // ours but PATH and HOME is added.
-func newScaler(binary, logPath string, settings map[string]string) (*Scaler, error) {
-	address, err := freeAddress()
+func newScaler(binary, host, logPath string, settings map[string]string) (*Scaler, error) {
+	address, err := freeAddress(host)
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +55,9 @@ func newScaler(binary, logPath string, settings map[string]string) (*Scaler, err
 	if err != nil {
 		return nil, fmt.Errorf("the scaler's log: %w", err)
 	}
-	s := &Scaler{binary: binary, log: log, address: address, environ: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Dir(binary), "AZP_LISTEN=" + address}}
+	s := &Scaler{binary: binary, host: host, log: log, address: address, environ: []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Dir(binary), "AZP_LISTEN=" + address, "AZP_CALLBACK_URL=http://" + address,
+	}}
 	for name, value := range settings {
 		s.environ = append(s.environ, name+"="+value)
 	}
@@ -70,11 +73,11 @@ func (s *Scaler) another(logPath string, settings map[string]string) (*Scaler, e
 		name, value, _ := strings.Cut(variable, "=")
 		all[name] = value
 	}
-	for _, ours := range []string{"PATH", "HOME", "AZP_LISTEN"} {
+	for _, ours := range []string{"PATH", "HOME", "AZP_LISTEN", "AZP_CALLBACK_URL"} {
 		delete(all, ours)
 	}
 	maps.Copy(all, settings)
-	return newScaler(s.binary, logPath, all)
+	return newScaler(s.binary, s.host, logPath, all)
 }
 
 // Set changes a variable of the scaler's environment from its next start on, and
@@ -267,8 +270,8 @@ func probe(ctx context.Context, client *http.Client, url string) (string, error)
 }
 
 // freeAddress gives a loopback address that nobody listens on at the moment.
-func freeAddress() (string, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+func freeAddress(host string) (string, error) {
+	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		return "", fmt.Errorf("find a free port: %w", err)
 	}
