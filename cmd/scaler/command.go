@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"time"
+
+	"github.com/azp-scaler/azp-scaler/pkg/app"
 )
 
 const usage = `Usage: scaler [command]
@@ -14,8 +17,11 @@ const usage = `Usage: scaler [command]
   check                 look at pools, classes, cluster and rights, and tell what is wrong
   plan [-o table|json]  tell what the next cycle would do and why, and change nothing
   explain [request]     tell why a request waits, or each queued one
-  cleanup               remove the placeholder agents from the pools, and the agents' token if the
-                        scaler keeps it; stop the scaler before
+  cleanup [--wait DURATION] [--timeout DURATION]
+                        end all that is of this installation, in the pools and in the cluster, for an
+                        uninstall, and tell what is left; the scaler may still run and stands down.
+                        Running builds are waited for: 3m, or as long as --wait says. All of it takes
+                        90s longer than that at most, or as long as --timeout says
   version               print the version
 
 The settings are environment variables; see the table in README.md. The commands
@@ -28,6 +34,7 @@ type command struct {
 	name    string
 	json    bool  // For plan.
 	request int64 // For explain; 0 is every queued one.
+	cleanup app.CleanupOptions
 }
 
 // parse reads the command line.
@@ -39,7 +46,9 @@ func parse(args []string) (command, error) {
 	switch c.name {
 	case "-h", "--help", "help":
 		c.name = "help"
-	case "run", "check", "cleanup", "version":
+	case "run", "check", "version":
+	case "cleanup":
+		return parseCleanup(c, rest)
 	case "plan":
 		return parsePlan(c, rest)
 	case "explain":
@@ -64,6 +73,36 @@ func parsePlan(c command, rest []string) (command, error) {
 		return command{}, errors.New("plan takes -o table or -o json, and nothing else")
 	}
 	c.json = *format == "json"
+	return c, nil
+}
+
+// How long a cleanup takes where the command line does not say: together that is less than the
+// five minutes that Helm gives a hook.
+const (
+	cleanupWait = 3 * time.Minute
+	cleanupRest = 90 * time.Second // For all but the wait for builds.
+)
+
+func parseCleanup(c command, rest []string) (command, error) {
+	flags := flag.NewFlagSet(c.name, flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	wait := flags.Duration("wait", cleanupWait, "")
+	timeout := flags.Duration("timeout", 0, "")
+	if err := flags.Parse(rest); err != nil {
+		return command{}, fmt.Errorf("cleanup: %w", err)
+	}
+	if *timeout == 0 {
+		*timeout = *wait + cleanupRest
+	}
+	switch {
+	case flags.NArg() > 0:
+		return command{}, fmt.Errorf("%q: cleanup takes --wait and --timeout, and nothing else", flags.Arg(0))
+	case *wait < 0:
+		return command{}, fmt.Errorf("--wait %s: want 0 or more, such as 10m", *wait)
+	case *timeout <= *wait:
+		return command{}, fmt.Errorf("--timeout %s: want more than the %s of --wait, or leave it out", *timeout, *wait)
+	}
+	c.cleanup = app.CleanupOptions{Wait: *wait, Timeout: *timeout}
 	return c, nil
 }
 

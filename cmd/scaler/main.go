@@ -71,7 +71,7 @@ func start(ctx context.Context, command command, stdout, stderr io.Writer) error
 	case "explain":
 		return a.Explain(ctx, stdout, command.request)
 	case "cleanup":
-		return a.Cleanup(ctx, stdout)
+		return a.Cleanup(ctx, stdout, command.cleanup)
 	}
 	if err := a.Listen(); err != nil {
 		return err

@@ -40,6 +40,9 @@ func TestCommands(t *testing.T) {
 		"a plan without pool":   {[]string{"plan", "-o=json"}, exitConfiguration, "", "AZP_POOL is not set"},
 		"a reason without pool": {[]string{"explain", "4711"}, exitConfiguration, "", "AZP_POOL is not set"},
 		"no pool to clean":      {[]string{"cleanup"}, exitConfiguration, "", "AZP_POOL is not set"},
+		"a wait without end":    {[]string{"cleanup", "--wait", "10m", "--timeout", "5m"}, exitConfiguration, "", "--timeout 5m0s"},
+		"a negative wait":       {[]string{"cleanup", "--wait=-1s"}, exitConfiguration, "", "--wait -1s"},
+		"too many for cleanup":  {[]string{"cleanup", "all"}, exitConfiguration, "", `"all"`},
 		"nothing set":           {nil, exitConfiguration, "", "AZP_URL is not set"},
 		"nothing to check":      {[]string{"check"}, exitConfiguration, "", "AZP_POOL is not set"},
 	} {

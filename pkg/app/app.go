@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/azuredevops"
 	"github.com/azp-scaler/azp-scaler/pkg/cluster"
@@ -33,6 +34,7 @@ type App struct {
 	client    *azuredevops.Client
 	renewing  renewing // Nil where the token is not one that is renewed.
 	keepEvery time.Duration
+	patience  time.Duration // Of a cleanup with what fails.
 	kube      kubernetes.Interface
 	listener  net.Listener
 	waiting   atomic.Pointer[string]
@@ -73,7 +75,7 @@ func New(config Config, version string, log *slog.Logger) (*App, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w:\n%w", ErrConfiguration, err)
 	}
-	a := &App{config: config, log: log, registry: registry, metrics: metrics, client: client, kube: clientset, keepEvery: keepEvery}
+	a := &App{config: config, log: log, registry: registry, metrics: metrics, client: client, kube: clientset, keepEvery: keepEvery, patience: leavePatience}
 	a.renewing, _ = token.(renewing)
 	if config.LeaderElection.On {
 		// With a client of its own, so that no burst of Jobs holds back a renewal.
@@ -228,12 +230,7 @@ func (a *App) connect(name string, pool agentpool.Pool, catalogue *catalogue, wa
 	}
 	k.packages = newPackages(a.client.Package, time.Now)
 	var err error
-	k.Cluster, err = cluster.New(cluster.Config{
-		Client: a.kube, Namespace: a.config.Namespace, Instance: settings.Identity.Instance,
-		TargetNamespaces: func() []string { return targetNamespaces(a.config, catalogue.of(pool.Name)) },
-		Logger:           a.log, Clock: time.Now, OnChange: func() { a.jobsChanged(pool) },
-	})
-	if err != nil {
+	if k.Cluster, err = a.clusterOf(settings.Identity, catalogue); err != nil {
 		return kube{}, err
 	}
 	k.accounts = newRecent(k.ServiceAccountTemplate, accountAge, time.Now)
@@ -241,6 +238,15 @@ func (a *App) connect(name string, pool agentpool.Pool, catalogue *catalogue, wa
 		return k.CheckStandingAccount(ctx, account, settings.TokenSecret)
 	}, accountAge, time.Now)
 	return k, nil
+}
+
+// clusterOf makes the view of what one pool has in the cluster.
+func (a *App) clusterOf(of agentjob.Identity, catalogue *catalogue) (*cluster.Cluster, error) {
+	return cluster.New(cluster.Config{
+		Client: a.kube, Namespace: a.config.Namespace, Instance: of.Instance,
+		TargetNamespaces: func() []string { return targetNamespaces(a.config, catalogue.of(of.Pool.Name)) },
+		Logger:           a.log, Clock: time.Now, OnChange: func() { a.jobsChanged(of.Pool) },
+	})
 }
 
 // targetNamespaces are those that builds of the pool have rights in now, or may have had

@@ -11,8 +11,6 @@ import (
 
 	batchv1 "k8s.io/api/batch/v1"
 
-	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
-	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/cluster"
 	"github.com/azp-scaler/azp-scaler/pkg/explain"
 	"github.com/azp-scaler/azp-scaler/pkg/plan"
@@ -130,86 +128,4 @@ func (a *App) Explain(ctx context.Context, w io.Writer, request int64) error {
 			request, ErrUnknownRequest, strings.Join(a.config.Pools, ", "))
 	}
 	return nil
-}
-
-// Cleanup removes the placeholder agents of this installation from its pools, and the token that
-// it has kept for pods, and says which. What can't be removed does not keep the others from it. A scaler that still
-// runs would register them again.
-func (a *App) Cleanup(ctx context.Context, w io.Writer) error {
-	removed := 0
-	var problems []error
-	for _, name := range a.config.Pools {
-		pool, err := a.client.PoolByName(ctx, name)
-		if err != nil {
-			problems = append(problems, err)
-			continue
-		}
-		n, err := a.cleanPool(ctx, w, jobSettings(a.config, name, pool).Identity)
-		removed += n
-		if err != nil {
-			problems = append(problems, err)
-		}
-	}
-	if err := a.cleanToken(ctx, w); err != nil {
-		problems = append(problems, err)
-	}
-	if removed > 0 {
-		_, err := fmt.Fprintln(w, "note     a scaler that still runs registers them again: stop it before")
-		problems = append(problems, err)
-	}
-	return errors.Join(problems...)
-}
-
-// cleanToken removes the Secret of the agents' token if the scaler has made it, which it may have
-// done when it signed in otherwise than it does now. Where it may not look there is none.
-func (a *App) cleanToken(ctx context.Context, w io.Writer) error {
-	secret, err := a.tokenSecret()
-	if err != nil {
-		return err
-	}
-	removed, err := secret.Remove(ctx)
-	switch {
-	case errors.Is(err, cluster.ErrForbidden) && a.renewing == nil:
-		return nil
-	case err != nil:
-		return fmt.Errorf("the token that pods register with can't be removed: %w", err)
-	case !removed:
-		return nil
-	}
-	_, err = fmt.Fprintf(w, "removed  Secret %s\n", secret)
-	return err
-}
-
-// cleanPool gives how many it has removed.
-func (a *App) cleanPool(ctx context.Context, w io.Writer, of agentjob.Identity) (removed int, err error) {
-	at := service{a.client}
-	agents, err := at.Agents(ctx, of.Pool.ID)
-	if err != nil {
-		return 0, fmt.Errorf("the agents of pool %s can't be listed: %w", of.Pool.Name, err)
-	}
-	found := false
-	var problems []error
-	for _, agent := range agents {
-		if !strings.HasPrefix(agent.Name, agentjob.PlaceholderPrefix(of.Instance)) {
-			continue
-		}
-		found = true
-		gone, err := at.WithdrawAgent(ctx, of.Pool.ID, agentpool.AgentRef{ID: agent.ID, Name: agent.Name})
-		switch {
-		case err != nil:
-			problems = append(problems, fmt.Errorf("placeholder %s of pool %s can't be removed: %w", agent.Name, of.Pool.Name, err))
-		case !gone:
-			problems = append(problems, fmt.Errorf("placeholder %s of pool %s can't be removed: the service says that it has a build, which a placeholder never takes: look at it in the pool's agents", agent.Name, of.Pool.Name))
-		default:
-			removed++
-			if _, err := fmt.Fprintf(w, "removed  %s from pool %s\n", agent.Name, of.Pool.Name); err != nil {
-				return removed, err
-			}
-		}
-	}
-	if !found {
-		_, err := fmt.Fprintf(w, "nothing  to remove from pool %s\n", of.Pool.Name)
-		problems = append(problems, err)
-	}
-	return removed, errors.Join(problems...)
 }

@@ -213,42 +213,6 @@ func TestPlanAndExplainTellAndChangeNothing(t *testing.T) {
 	}
 }
 
-func TestCleanupRemovesOnlyItsOwnPlaceholders(t *testing.T) {
-	w := newWorld(t, nil)
-	other := w.placeholder(t, "kubernetes", "other-release", "java")
-	var own []string
-	for _, pool := range []string{"kubernetes", "large"} {
-		own = append(own, w.placeholder(t, pool, "azp-scaler", "java"), w.placeholder(t, pool, "azp-scaler", "npm"))
-	}
-	var text strings.Builder
-	if err := w.Cleanup(t.Context(), &text); err != nil {
-		t.Fatal(err)
-	}
-	contains(t, text.String(), own...)
-	contains(t, text.String(), "from pool kubernetes", "from pool large", "stop it before")
-	if diff := cmp.Diff([]string{other}, slices.Concat(w.registered("kubernetes"), w.registered("large"))); diff != "" {
-		t.Errorf("agents that are left (-want +got):\n%s", diff)
-	}
-	text.Reset()
-	if err := w.Cleanup(t.Context(), &text); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff("nothing  to remove from pool kubernetes\nnothing  to remove from pool large\n", text.String()); diff != "" {
-		t.Errorf("a second time (-want +got):\n%s", diff)
-	}
-	w.wantNoWrites(t)
-}
-
-func TestCleanupGoesOnAfterAPoolThatIsGone(t *testing.T) {
-	w := newWorld(t, map[string]string{"AZP_POOL": "gone,kubernetes"})
-	own := w.placeholder(t, "kubernetes", "azp-scaler", "java")
-	var text strings.Builder
-	if err := w.Cleanup(t.Context(), &text); !errors.Is(err, azuredevops.ErrNotFound) || !strings.Contains(err.Error(), `"gone"`) {
-		t.Errorf("want an error that names the pool, got %v", err)
-	}
-	contains(t, text.String(), own)
-}
-
 func TestCheckTellsOfEveryClass(t *testing.T) {
 	w := newWorld(t, map[string]string{"AZP_AGENT_IMAGE": "agent:1", "AZP_POOL": "kubernetes,large,gone"},
 		class("java", "java", "pools", "kubernetes", "role-bindings", "shop Role/deployer"),

@@ -18,6 +18,9 @@ func (a *App) UseRenewing(source renewing, every time.Duration) {
 	a.renewing, a.keepEvery = source, every
 }
 
+// UsePatience has a cleanup try what fails for so long.
+func (a *App) UsePatience(patience time.Duration) { a.patience = patience }
+
 // Election is one for tests.
 type Election struct{ of *election }
 
@@ -34,3 +37,13 @@ func (e Election) Lead(ctx context.Context, work func(context.Context) error) er
 
 // NotReady says why the replica is not ready.
 func (e Election) NotReady() string { return e.of.notReady() }
+
+// Hold takes the Lease as a cleanup does, and gives what then keeps it until ctx ends.
+func (e Election) Hold(ctx context.Context, say func(string)) (keep func(context.Context) error, doubt string, err error) {
+	h := newHold(e.of)
+	doubt, err = h.take(ctx, say)
+	return h.keep, doubt, err
+}
+
+// Cleaning reports whether the replica has seen a cleanup hold the Lease.
+func (e Election) Cleaning() bool { return e.of.cleaning() }

@@ -42,6 +42,7 @@ type tokenKeeper struct {
 	source  renewing
 	secret  *cluster.TokenSecret
 	needed  func() bool // Whether any class registers from its pods; asked once the classes are known.
+	held    func() bool // Whether a cleanup removes the Secret.
 	changed func()      // Called when missing has begun or ceased to give an error.
 	metric  *TokenMetric
 	log     *slog.Logger
@@ -72,6 +73,7 @@ func (a *App) newTokenKeeper(catalogue *catalogue, pools []agentpool.Pool) (*tok
 	}
 	return &tokenKeeper{
 		source: a.renewing, secret: secret, metric: a.metrics.Token, log: a.log, now: time.Now, every: a.keepEvery, wake: make(chan struct{}, 1),
+		held: a.election.cleaning,
 		needed: func() bool {
 			for _, pool := range pools {
 				for _, class := range catalogue.of(pool.Name).usable {
@@ -145,7 +147,7 @@ func (k *tokenKeeper) look() {
 
 // turn sees once to what is in the Secret.
 func (k *tokenKeeper) turn(ctx context.Context) {
-	if k.needed() {
+	if k.needed() && !k.held() {
 		call, cancel := context.WithTimeout(ctx, keepTimeout)
 		defer cancel()
 		err := k.keep(call)

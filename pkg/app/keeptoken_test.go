@@ -149,7 +149,7 @@ func TestWithoutATokenOnlyPodsThatNeedOneWait(t *testing.T) {
 		t.Errorf("after the end of the scaler the token is %q, and pods that still run need it", token)
 	}
 	var out strings.Builder
-	if err := w.Cleanup(t.Context(), &out); err != nil || !strings.Contains(out.String(), "removed  Secret agents/azp-token") {
+	if err := w.Cleanup(t.Context(), &out, soon()); err != nil || !strings.Contains(out.String(), "removed  Secret agents/azp-token") {
 		t.Errorf("cleanup: %v\n%s", err, out.String())
 	}
 	if _, secret := w.agentToken(t); secret != nil {

@@ -144,6 +144,11 @@ func (k kube) Delete(ctx context.Context, job agentpool.AgentJob) error {
 	return k.DeleteJob(ctx, job.Name, job.UID)
 }
 
+// DeleteLeavingRights implements scaler.LeavingCluster.
+func (k kube) DeleteLeavingRights(ctx context.Context, job agentpool.AgentJob) error {
+	return k.DeleteJobLeavingRights(ctx, job.Name, job.UID)
+}
+
 // Sweep implements scaler.Cluster.
 func (k kube) Sweep(ctx context.Context, grace time.Duration) (map[string]int, error) {
 	report, err := k.Cluster.Sweep(ctx, grace, k.now())

@@ -66,6 +66,12 @@ func newElection(client coordinationv1.LeasesGetter, config Config, log *slog.Lo
 	return &election{lease: &lease{LeaseLock: lock, log: log}, log: log.With("lease", lock.Describe()), identity: identity}, nil
 }
 
+// cleaning reports whether a cleanup has the Lease, as far as was seen, so that nothing is to
+// be made.
+func (e *election) cleaning() bool {
+	return e != nil && e.lease.cleaned.Load()
+}
+
 // leaseName is the name of an installation's Lease: two that share a namespace and differ
 // in release or pools do not wait for each other.
 func leaseName(config Config) string {
@@ -126,7 +132,12 @@ func (e *election) term(ctx context.Context, work func(context.Context) error) e
 		working, stop := context.WithCancel(ctx)
 		defer stop()
 		defer context.AfterFunc(led, stop)() //nolint:contextcheck // It ends when this replica does not lead any more.
+		e.lease.stop.Store(&stop)
 		err := work(working)
+		if ctx.Err() == nil && err == nil && e.cleaning() {
+			e.standDown(ctx)
+			return nil
+		}
 		if ctx.Err() == nil && err == nil {
 			e.log.Warn("the lease could not be renewed in time: this replica stands by until it gets it again", "replica", e.identity, "error", e.lease.lastTrouble())
 		}
@@ -163,22 +174,39 @@ type lease struct {
 	*resourcelock.LeaseLock
 	log     *slog.Logger
 	trouble atomic.Pointer[string]
+	cleaned atomic.Bool                        // A cleanup was the last that was seen to hold it.
+	stop    atomic.Pointer[context.CancelFunc] // Ends the work of this replica.
 }
 
 // Get implements resourcelock.Interface.
 func (l *lease) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := l.LeaseLock.Get(ctx)
+	if err == nil {
+		l.cleaned.Store(cleans(record.HolderIdentity))
+		// Not to lead is noticed late, as a leader tries for a while to renew its Lease.
+		if stop := l.stop.Load(); stop != nil && l.cleaned.Load() {
+			(*stop)()
+		}
+	}
 	return record, raw, l.note(ctx, "read", err)
 }
 
 // Create implements resourcelock.Interface.
 func (l *lease) Create(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
-	return l.note(ctx, "created", l.LeaseLock.Create(ctx, record))
+	return l.own(l.note(ctx, "created", l.LeaseLock.Create(ctx, record)))
 }
 
 // Update implements resourcelock.Interface.
 func (l *lease) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
-	return l.note(ctx, "renewed", l.LeaseLock.Update(ctx, record))
+	return l.own(l.note(ctx, "renewed", l.LeaseLock.Update(ctx, record)))
+}
+
+// own notes that the Lease is this replica's, unless there was an error.
+func (l *lease) own(err error) error {
+	if err == nil {
+		l.cleaned.Store(false)
+	}
+	return err
 }
 
 // note remembers and tells what is new about the trouble with the lease. That another

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -28,6 +30,8 @@ type leases struct {
 	t   *testing.T
 	all *fake.Clientset
 	at  *watchfulness
+
+	versions int // Of all Leases.
 }
 
 // watchfulness notes who worked when, and complains when two did.
@@ -50,7 +54,34 @@ type replica struct {
 
 func newLeases(t *testing.T) *leases {
 	t.Helper()
-	return &leases{t: t, all: fake.NewClientset(), at: &watchfulness{working: map[string]bool{}, began: map[string]time.Time{}}}
+	l := &leases{t: t, all: fake.NewClientset(), at: &watchfulness{working: map[string]bool{}, began: map[string]time.Time{}}}
+	l.all.PrependReactor("update", "leases", l.update)
+	return l
+}
+
+// update refuses a write on a version that is not the present one, as the API server does and
+// the fake clientset does not.
+func (l *leases) update(action clienttesting.Action) (bool, runtime.Object, error) {
+	update, ok := action.(clienttesting.UpdateAction)
+	if !ok {
+		return false, nil, nil
+	}
+	lease, ok := update.GetObject().DeepCopyObject().(*coordinationv1.Lease)
+	if !ok {
+		return false, nil, nil
+	}
+	l.at.mu.Lock()
+	defer l.at.mu.Unlock()
+	found, err := l.all.Tracker().Get(action.GetResource(), lease.Namespace, lease.Name)
+	if err != nil {
+		return true, nil, err
+	}
+	if there, ok := found.(*coordinationv1.Lease); ok && there.ResourceVersion != lease.ResourceVersion {
+		return true, nil, apierrors.NewConflict(action.GetResource().GroupResource(), lease.Name, errors.New("the object has been modified"))
+	}
+	l.versions++
+	lease.ResourceVersion = strconv.Itoa(l.versions)
+	return true, lease, l.all.Tracker().Update(action.GetResource(), lease, lease.Namespace)
 }
 
 // start has a replica take part. What it does when it leads takes a while to end.

@@ -2,6 +2,7 @@ package scaler
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
@@ -71,40 +72,18 @@ func (s *Scaler) complete(ctx context.Context, job agentpool.AgentJob) {
 	s.log.Info("completed a half-made Job", "job", job.Name, "request", job.RequestID)
 }
 
-// end takes out an agent that has no build, if that is still so. Nothing is ended
-// on the word of a cache: first the cluster is asked whether the agent has
-// started, then the service whether it has a build.
+// end takes out an agent that has no build, if that is still so.
 func (s *Scaler) end(ctx context.Context, ending plan.Ending) {
 	job := ending.Job
 	log := s.log.With("job", job.Name, "request", job.RequestID, "reason", ending.Reason)
-	deleted, err := s.cluster.DeleteUnstarted(ctx, job)
+	ended, err := s.takeOut(ctx, job)
 	if err != nil {
-		log.Warn("an agent that has not started can't be ended, trying again", "error", err)
+		log.Warn("an agent can't be ended, trying again", "error", err)
 		return
 	}
-	if !deleted {
-		// Whatever comes of this call, it may have disabled the agent.
-		s.memory.giveUp(job.Name)
-		gone, err := s.service.WithdrawAgent(ctx, job.PoolID, agentOf(job))
-		if err != nil {
-			log.Warn("an agent can't be withdrawn, trying again", "error", err)
-			return
-		}
-		if !gone {
-			// It stays disabled and ends after its build. Enabling it again would let
-			// the service hand it a second one.
-			s.memory.setDisabled(job.Name)
-			s.memory.atWork(job.Name)
-			log.Info("an agent that was to end has been given a build: it ends after that")
-			return
-		}
-		if err := s.cluster.Delete(ctx, job); err != nil {
-			log.Warn("the Job of a withdrawn agent can't be deleted, trying again", "error", err)
-			return
-		}
-	}
-	if deleted && job.Registration == agentpool.RegistrationJIT {
-		s.deregister(ctx, job)
+	if !ended {
+		log.Info("an agent that was to end has been given a build: it ends after that")
+		return
 	}
 	s.memory.end(job, s.now())
 	s.metrics.agentEnded(job, s.config.Pool.Name, ending.Reason)
@@ -117,6 +96,39 @@ func (s *Scaler) end(ctx context.Context, ending plan.Ending) {
 		s.cluster.Report(job, true, string(ending.Reason), "the agent has ended and other containers of its pod have not: its Job is removed. A sidecar should be an init container with restartPolicy Always, which Kubernetes ends with the others")
 	}
 	log.Info("ended an agent without a build", "class", job.Class)
+}
+
+// takeOut ends an agent and deletes its Job unless it has a build. Nothing is ended
+// on the word of a cache: first the cluster is asked whether the agent has
+// started, then the service whether it has a build.
+func (s *Scaler) takeOut(ctx context.Context, job agentpool.AgentJob) (ended bool, err error) {
+	deleted, err := s.cluster.DeleteUnstarted(ctx, job)
+	if err != nil {
+		return false, fmt.Errorf("its agent has not started, and its Job can't be deleted: %w", err)
+	}
+	if deleted {
+		if job.Registration == agentpool.RegistrationJIT {
+			s.deregister(ctx, job)
+		}
+		return true, nil
+	}
+	// Whatever comes of this call, it may have disabled the agent.
+	s.memory.giveUp(job.Name)
+	gone, err := s.service.WithdrawAgent(ctx, job.PoolID, agentOf(job))
+	if err != nil {
+		return false, fmt.Errorf("its agent can't be withdrawn: %w", err)
+	}
+	if !gone {
+		// It stays disabled and ends after its build. Enabling it again would let
+		// the service hand it a second one.
+		s.memory.setDisabled(job.Name)
+		s.memory.atWork(job.Name)
+		return false, nil
+	}
+	if err := s.cluster.Delete(ctx, job); err != nil {
+		return false, fmt.Errorf("its agent is withdrawn, and its Job can't be deleted: %w", err)
+	}
+	return true, nil
 }
 
 // fail counts a Job that was given up.
