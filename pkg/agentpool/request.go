@@ -70,6 +70,7 @@ type JobRequest struct {
 	Priority     int
 	Definition   Link
 	Run          Link
+	Project      string // Its id.
 	PlanType     string
 	ParallelJobs string // The kind of parallel job it takes: Private or Public.
 }

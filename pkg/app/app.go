@@ -174,6 +174,7 @@ func (a *App) work(ctx context.Context) error {
 		}
 		k.token = keeper
 		config := loopConfig(a.config, k.settings)
+		config.History = k.service
 		config.OtherPools = func() int { return a.runningBeside(pool) }
 		loops = append(loops, loop{
 			Scaler: scaler.New(config, k.service, k, a.metrics.Loop, a.log, time.Now),

@@ -17,6 +17,20 @@ func (s service) JobRequests(ctx context.Context, poolID int, visit func(agentpo
 	return stats.Malformed, err
 }
 
+// JobRequest implements scaler.History.
+func (s service) JobRequest(ctx context.Context, poolID int, id int64) (agentpool.JobRequest, bool, error) {
+	request, err := s.client.JobRequest(ctx, poolID, id)
+	if errors.Is(err, azuredevops.ErrNotFound) {
+		return agentpool.JobRequest{}, false, nil
+	}
+	return request, err == nil, err
+}
+
+// FinishedRequests implements scaler.History.
+func (s service) FinishedRequests(ctx context.Context, poolID, count int, visit func(agentpool.JobRequest) error) error {
+	return s.client.FinishedRequests(ctx, poolID, count, visit)
+}
+
 // Agents implements scaler.Service.
 func (s service) Agents(ctx context.Context, poolID int) ([]agentpool.Agent, error) {
 	return s.client.Agents(ctx, poolID, azuredevops.AgentQuery{})

@@ -10,6 +10,7 @@ const (
 	OpDiscover     = "discover-routes"
 	OpPools        = "list-pools"
 	OpJobRequests  = "list-job-requests"
+	OpJobRequest   = "get-job-request"
 	OpAgents       = "list-agents"
 	OpAgent        = "get-agent"
 	OpDeleteAgent  = "delete-agent"
@@ -23,7 +24,7 @@ const (
 // Operations lists every operation that a [Recorder] or an [Error] may name.
 func Operations() []string {
 	return []string{
-		OpDiscover, OpPools, OpJobRequests, OpAgents, OpAgent, OpDeleteAgent, OpDisableAgent, OpAddAgent,
+		OpDiscover, OpPools, OpJobRequests, OpJobRequest, OpAgents, OpAgent, OpDeleteAgent, OpDisableAgent, OpAddAgent,
 		OpParallelJobs, OpPackage, OpDownload,
 	}
 }

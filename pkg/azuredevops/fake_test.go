@@ -145,6 +145,46 @@ func TestAgainstFakeQueue(t *testing.T) {
 	}
 }
 
+// TestAgainstFakeHistory asks for requests that have left the queue.
+func TestAgainstFakeHistory(t *testing.T) {
+	t.Parallel()
+	fake := startFake(t, azuredevopstest.Options{Seed: 3})
+	c := fake.client(t, readerToken)
+	register(t, fake.plainHTTP(t), fake.endpoint.URL, fake.pool, "hand")
+	var ids []int64
+	for range 3 {
+		id, err := fake.Queue(azuredevopstest.Build{Pool: "ci", Name: "b", Steps: []string{"true"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	for _, id := range ids[:2] {
+		if err := fake.Cancel(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, want := range []agentpool.RequestState{agentpool.RequestFinished, agentpool.RequestFinished, agentpool.RequestQueued} {
+		if got, err := c.JobRequest(t.Context(), fake.pool, ids[i]); err != nil || got.ID != ids[i] || got.State() != want || got.Project == "" {
+			t.Errorf("request %d: %+v, %v; want it %s", ids[i], got, err, want)
+		}
+	}
+	if got, err := c.JobRequest(t.Context(), fake.pool, 987_654); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a request that there never was: %+v, %v", got, err)
+	}
+	for _, count := range []int{1, 10} {
+		var finished []int64
+		err := c.FinishedRequests(t.Context(), fake.pool, count, func(r agentpool.JobRequest) error {
+			finished = append(finished, r.ID)
+			return nil
+		})
+		slices.Sort(finished)
+		if want := ids[max(0, 2-count):2]; err != nil || !slices.Equal(finished, want) {
+			t.Errorf("of the last %d: %v, %v, want %v", count, finished, err, want)
+		}
+	}
+}
+
 // TestAgainstFakeWithdraw withdraws an agent in each state that it can be in.
 func TestAgainstFakeWithdraw(t *testing.T) {
 	t.Parallel()

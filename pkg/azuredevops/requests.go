@@ -30,13 +30,54 @@ type RequestStats struct {
 // The route is undocumented, but used by every scaler; completedRequestCount=0
 // keeps the finished requests out.
 func (c *Client) JobRequests(ctx context.Context, poolID int, visit func(agentpool.JobRequest) error) (RequestStats, error) {
+	return c.visitRequests(ctx, poolID, 0, visit)
+}
+
+// FinishedRequests visits the requests of a pool that have finished last, so many at most,
+// in no particular order, as JobRequests does the unfinished ones. Those are in the answer
+// too, and are left out.
+func (c *Client) FinishedRequests(ctx context.Context, poolID, count int, visit func(agentpool.JobRequest) error) error {
+	_, err := c.visitRequests(ctx, poolID, count, func(r agentpool.JobRequest) error {
+		if r.State() != agentpool.RequestFinished {
+			return nil
+		}
+		return visit(r)
+	})
+	return err
+}
+
+// JobRequest gives one request of a pool, finished or not. ErrNotFound is the service's word
+// that there is none of that number.
+func (c *Client) JobRequest(ctx context.Context, poolID int, id int64) (agentpool.JobRequest, error) {
+	row, err := one[json.RawMessage](ctx, c, request{
+		call:     call{op: OpJobRequest},
+		method:   http.MethodGet,
+		location: locationJobRequests,
+		route:    map[string]string{"poolId": strconv.Itoa(poolID), "requestId": strconv.FormatInt(id, 10)},
+		query:    url.Values{"includeStatus": {"true"}},
+	})
+	if err != nil {
+		return agentpool.JobRequest{}, err
+	}
+	r, err := newRequestDecoder(poolID).decode(row)
+	if err == nil && r.ID != id {
+		err = fmt.Errorf("the answer is about request %d", r.ID)
+	}
+	if err != nil {
+		return agentpool.JobRequest{}, &Error{Op: OpJobRequest, Kind: ErrUnexpectedAnswer, Message: fmt.Sprintf("request %d in pool %d", id, poolID), Err: err}
+	}
+	return r, nil
+}
+
+// visitRequests visits the unfinished requests and so many finished ones.
+func (c *Client) visitRequests(ctx context.Context, poolID, finished int, visit func(agentpool.JobRequest) error) (RequestStats, error) {
 	decoder := newRequestDecoder(poolID)
 	rows, malformed, err := list(ctx, c, request{
 		call:     call{op: OpJobRequests},
 		method:   http.MethodGet,
 		location: locationJobRequests,
 		route:    map[string]string{"poolId": strconv.Itoa(poolID)},
-		query:    url.Values{"completedRequestCount": {"0"}},
+		query:    url.Values{"completedRequestCount": {strconv.Itoa(finished)}},
 	}, func(row []byte) error {
 		r, err := decoder.decode(row)
 		if err != nil {
@@ -68,6 +109,7 @@ type wireRequest struct {
 	Priority               lenient[int]      `json:"priority"`
 	Definition             lenient[wireLink] `json:"definition"`
 	Owner                  lenient[wireLink] `json:"owner"`
+	ScopeID                lenient[string]   `json:"scopeId"`
 	PlanType               lenient[string]   `json:"planType"`
 	Data                   lenient[wireData] `json:"data"`
 }
@@ -130,6 +172,7 @@ func (d *requestDecoder) decode(row []byte) (agentpool.JobRequest, error) {
 		Priority:     wire.Priority.value,
 		Definition:   d.link(wire.Definition.value),
 		Run:          d.link(wire.Owner.value),
+		Project:      d.strings.share(wire.ScopeID.value),
 		PlanType:     d.strings.share(wire.PlanType.value),
 		ParallelJobs: d.strings.share(wire.Data.value.ParallelismTag.value),
 	}

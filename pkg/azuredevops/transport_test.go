@@ -212,6 +212,7 @@ func TestRetries(t *testing.T) {
 		answer string
 	}{
 		OpJobRequests:  {func(ctx context.Context, c *Client) error { _, _, err := poll(ctx, c); return err }, emptyList},
+		OpJobRequest:   {func(ctx context.Context, c *Client) error { _, err := c.JobRequest(ctx, 5, 7); return err }, `{"requestId":7}`},
 		OpAddAgent:     {func(ctx context.Context, c *Client) error { return c.AddPlaceholder(ctx, 5, "p", nil) }, ""},
 		OpDeleteAgent:  {func(ctx context.Context, c *Client) error { return c.DeleteAgent(ctx, 5, 7) }, ""},
 		OpDisableAgent: {func(ctx context.Context, c *Client) error { return c.DisableAgent(ctx, 5, 7) }, `{"id":7}`},

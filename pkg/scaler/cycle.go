@@ -27,6 +27,7 @@ func (s *Scaler) cycle(ctx context.Context) time.Duration {
 	s.publish(snapshot, p, stale)
 	s.apply(ctx, p)
 	run(ctx, s, p.Inspect, s.inspect)
+	s.tellBuilds(ctx, snapshot)
 	s.memory.forget(snapshot.Jobs, snapshot.Requests, s.now())
 	s.sweep(ctx)
 	if p.View.Unsettled || len(p.Create) > 0 || len(p.End) > 0 {
@@ -248,6 +249,7 @@ func (s *Scaler) check(ctx context.Context) {
 func (s *Scaler) publish(snapshot plan.Snapshot, p plan.Plan, stale bool) {
 	s.complain.isNew("cycle", "")
 	status := statusOf(snapshot, p, stale)
+	status.Invariants = s.invariants(snapshot, p)
 	status.LastPoll = s.now()
 	s.status.Store(&status)
 	inUse := map[string]bool{}

@@ -46,6 +46,8 @@ type memory struct {
 	spareSince map[string]time.Time
 	// seen is what has been counted of a Job, by UID.
 	seen map[string]sighting
+	// verdicts tells of agents without a build whether each was one too many, by UID.
+	verdicts map[string]bool
 	// orphans is when a registration without a Job was first met, by name.
 	orphans map[string]time.Time
 	// foreign is an agent of somebody else in the pool.
@@ -382,6 +384,13 @@ func (m *memory) orphaned(name string, now time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return met(m.orphans, name, now)
+}
+
+// removed forgets a registration that is not there any more.
+func (m *memory) removed(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.orphans, name)
 }
 
 // met tells how long ago something was first met, and records that.

@@ -42,6 +42,7 @@ type model struct {
 	before                                                       func()   // Called when virtual time begins.
 	lacking                                                      []string // What agents do not register with, in small letters.
 	placeholderError, deleteError, withdrawError, parallelError  error
+	unstartedError                                               error
 	away                                                         error // Of every call to the service.
 }
 
@@ -394,8 +395,8 @@ func (m *model) Complete(_ context.Context, job agentpool.AgentJob) error {
 func (m *model) DeleteUnstarted(_ context.Context, job agentpool.AgentJob) (bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.jobs[job.Name].Started {
-		return false, nil
+	if m.unstartedError != nil || m.jobs[job.Name].Started {
+		return false, m.unstartedError
 	}
 	delete(m.jobs, job.Name)
 	delete(m.rights, job.Name)

@@ -114,6 +114,7 @@ func (s *Scaler) removePlaceholder(ctx context.Context, agent agentpool.Agent) {
 		return
 	}
 	if gone {
+		s.memory.removed(agent.Name)
 		s.log.Info("removed a placeholder that no class has any more", "agent", agent.Name)
 	}
 }

@@ -109,6 +109,8 @@ type Config struct {
 	ParallelEvery time.Duration
 	// OtherPools gives how many builds run in the pools of the other loops; nil is none.
 	OtherPools func() int
+	// History tells how builds have ended, for their lines in the log; nil writes none.
+	History History
 }
 
 // Scaler runs the loop for one pool.
@@ -137,6 +139,7 @@ type Scaler struct {
 	standing map[string]string // The placeholders that were last seen to, with their classes.
 	parallel int
 	failures int // Polls that failed in a row.
+	builds   *buildLog
 	complain *changes
 }
 
@@ -193,7 +196,9 @@ func (s *Scaler) Run(ctx context.Context) error {
 	if err := s.waitForSync(ctx); err != nil {
 		return ignoreStop(ctx, err)
 	}
-	s.memory.seed(s.cluster.Jobs())
+	jobs := s.cluster.Jobs()
+	s.memory.seed(jobs)
+	s.builds = newBuildLog(jobs)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.loop(ctx) })
 	group.Go(func() error { return s.follow(ctx) })

@@ -26,6 +26,7 @@ type Status struct {
 	// NotGettingOn counts unfinished agents by class and the reason that holds
 	// them up.
 	NotGettingOn map[string]map[agentpool.Reason]int
+	Invariants   Invariants
 }
 
 // Status gives what the last cycle came to.

@@ -80,6 +80,7 @@ func (s *Scaler) sweepRegistrations(ctx context.Context, agents []agentpool.Agen
 			}
 			return
 		}
+		s.memory.removed(agent.Name)
 		s.metrics.swept(s.config.Pool.Name, "registration", 1)
 		s.log.Info("removed a registration whose Job is gone or has ended", "agent", agent.Name)
 	})

@@ -123,6 +123,8 @@ func mainJob(t *testing.T, way string) {
 	if err := e.Check(ctx, queued); err != nil {
 		t.Error(err)
 	}
+	wantInvariants(ctx, t, e)
+	wantOneLineEach(ctx, t, e, queued)
 	report, err := e.Audit(ctx)
 	if err != nil {
 		t.Fatal(err)
