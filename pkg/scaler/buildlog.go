@@ -91,7 +91,7 @@ func (s *Scaler) tellBuilds(ctx context.Context, snapshot plan.Snapshot) {
 		waits := there && !job.Finished() && snapshot.Now.Sub(build.since) < jobEndLimit
 		if build.final && !waits || snapshot.Now.Sub(build.since) >= askLimit {
 			delete(l.due, id)
-			s.tellBuild(build)
+			s.tellBuild(ctx, build)
 			l.told[id] = snapshot.Now
 		}
 	}
@@ -100,7 +100,7 @@ func (s *Scaler) tellBuilds(ctx context.Context, snapshot plan.Snapshot) {
 			delete(l.strays, uid) // It was found by its request.
 		} else if build.final || snapshot.Now.Sub(build.since) >= askLimit {
 			delete(l.strays, uid)
-			s.tellBuild(build)
+			s.tellBuild(ctx, build)
 			l.told[build.request.ID] = snapshot.Now
 		}
 	}
@@ -222,7 +222,7 @@ func (b *endedBuild) learn(request agentpool.JobRequest) {
 }
 
 // tellBuild writes the line.
-func (s *Scaler) tellBuild(build *endedBuild) {
+func (s *Scaler) tellBuild(ctx context.Context, build *endedBuild) {
 	s.complain.isNew("builds", "")
 	request, job := build.request, build.job
 	if name := cmp.Or(job.Name, request.Reserved.Name); name != "" {
@@ -257,7 +257,7 @@ func (s *Scaler) tellBuild(build *endedBuild) {
 	if s.builds.old[job.UID] {
 		attributes = append(attributes, slog.Bool("after_restart", true))
 	}
-	s.log.LogAttrs(context.Background(), slog.LevelInfo, "build ended", attributes...)
+	s.log.LogAttrs(ctx, slog.LevelInfo, "build ended", attributes...)
 }
 
 // forget drops what no present Job needs, and what is old.
