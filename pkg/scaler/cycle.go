@@ -20,8 +20,10 @@ func (s *Scaler) cycle(ctx context.Context) time.Duration {
 	s.check(ctx)
 	snapshot, stale, ok := s.snapshot(ctx)
 	if !ok {
+		s.failures++
 		return s.retryAfter()
 	}
+	s.failures = 0
 	p := plan.Make(snapshot)
 	s.memory.spare(p.Spare, snapshot.Now)
 	s.publish(snapshot, p, stale)
@@ -102,12 +104,10 @@ func (s *Scaler) poll(ctx context.Context) ([]agentpool.JobRequest, bool) {
 	s.metrics.polled(s.config.Pool.Name, s.now().Sub(start), malformed, err)
 	if err != nil {
 		if ctx.Err() == nil {
-			s.failures++
 			s.postpone("the queue can't be read: " + err.Error())
 		}
 		return nil, false
 	}
-	s.failures = 0
 	if s.complain.isNew("malformed", countText(malformed)) {
 		s.log.Warn("some rows of the queue can't be read and are left out", "rows", malformed)
 	}

@@ -138,7 +138,7 @@ type Scaler struct {
 	blocked  map[string]string
 	standing map[string]string // The placeholders that were last seen to, with their classes.
 	parallel int
-	failures int // Polls that failed in a row.
+	failures int // Cycles in a row that made no plan.
 	builds   *buildLog
 	complain *changes
 }
