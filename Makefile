@@ -75,13 +75,19 @@ test-e2e: $(GOTESTSUM) need-cc ## Run the tests on the cluster: a real node as r
 	if [ -z "$$packages" ]; then echo "no package uses the test cluster" >&2; exit 1; fi; \
 	CGO_ENABLED=1 $(GOTESTSUM) --format $(TEST_FORMAT) -- -race -count=1 -p 1 -parallel $(E2E_PARALLEL) -timeout $(E2E_TIMEOUT) $(TEST_FLAGS) $$packages
 
+# One line for each seed that fails, and what was done in all. make test runs the first 200 seeds with fewer builds.
+.PHONY: simulate
+simulate: ## Run the loop through random histories in virtual time (SEEDS=10000 BUILDS=50 FIRST=1; SEED=n replays one and prints it).
+	@SIMULATE_SEED=$${SEED:-} SIMULATE_FIRST=$${FIRST:-} SIMULATE_SEEDS=$${SEEDS:-10000} SIMULATE_BUILDS=$${BUILDS:-50} \
+	  $(GO) test -count=1 -timeout 6h -v -run '^TestHistories$$' $(TEST_FLAGS) ./test/simulate | { grep -vE '^ *(=== |--- PASS)' || true; }
+
 # What grows with the time it is given. make test runs the same with fewer cases, and most of the end-to-end tests
 # with agents that are registered in one of the two ways.
 .PHONY: nightly
-nightly: need-cc ## Run the property tests at length (PLAN_CHECKS=100000 LOOP_SEEDS=5000), kill at each call, and run end to end with either registration (ROTATION_BUILDS=200).
+nightly: need-cc simulate ## Run the simulation and the property tests at length (SEEDS=10000 PLAN_CHECKS=100000), kill at each call, and run end to end with either registration (ROTATION_BUILDS=200).
 	@$(GO) test -run '^$$' -bench Growth -benchtime 3x ./pkg/plan
-	@PLAN_CHECKS=$${PLAN_CHECKS:-100000} LOOP_SEEDS=$${LOOP_SEEDS:-5000} CGO_ENABLED=1 \
-	  $(GO) test -race -count=1 -timeout 6h $(TEST_FLAGS) ./pkg/plan ./pkg/scaler
+	@PLAN_CHECKS=$${PLAN_CHECKS:-100000} CGO_ENABLED=1 \
+	  $(GO) test -race -count=1 -timeout 6h $(TEST_FLAGS) ./pkg/plan
 	@E2E_REGISTRATION=both ROTATION_BUILDS=$${ROTATION_BUILDS:-200} CGO_ENABLED=1 \
 	  $(GO) test -race -count=1 -parallel $(E2E_PARALLEL) -timeout 2h $(TEST_FLAGS) ./test/e2e
 	@$(MAKE) kill-matrix

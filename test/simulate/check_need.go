@@ -1,0 +1,124 @@
+package simulate
+
+import (
+	"slices"
+
+	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
+)
+
+// judgeCaps counts the agents that a scaler knew of when it planned the one that it is
+// making, and those that it has made since. Two that lead at once may not know of each
+// other's, and none knows of a Job whose answer was lost before its cache shows it.
+func (c *check) judgeCaps(s *scalerSeen, made *jobSeen) {
+	inPool, inClass := 1, 1
+	for uid := range s.known {
+		j := c.jobs[uid]
+		if j == nil || j.ended || j.gone || !s.sighted[uid] && j.by != made.by {
+			continue
+		}
+		inPool++
+		if j.class == made.class {
+			inClass++
+		}
+	}
+	if most := c.setup.Config.Limits.PoolAgents; inPool > most {
+		c.accuse(RuleCaps, "with %s there are %d agents, and may be %d", made.name, inPool, most)
+	}
+	for _, class := range s.classes {
+		if class.Name == made.class && class.MaxAgents > 0 && inClass > class.MaxAgents {
+			c.accuse(RuleCaps, "with %s there are %d agents of class %s, and may be %d", made.name, inClass, class.Name, class.MaxAgents)
+		}
+	}
+}
+
+// want is something that an agent is needed for: a build, or, where it has a class, a place
+// among the agents that wait.
+type want struct {
+	demands []agentpool.Demand
+	class   string
+}
+
+// judgeNeed complains of an agent that is made though each build that the scaler was told of,
+// and each place among the agents that wait, can have one of those that it knew of. Of these,
+// only those count that no plan can have had a reason not to count on.
+func (c *check) judgeNeed(s *scalerSeen, made *jobSeen) {
+	var wants []want
+	for _, id := range s.polled {
+		if build := c.builds[id]; build != nil {
+			wants = append(wants, want{demands: build.demands})
+		}
+	}
+	for _, class := range s.classes {
+		for range class.MinIdle {
+			wants = append(wants, want{class: class.Name})
+		}
+	}
+	able := c.able(s, made.by)
+	if len(able) < len(wants) {
+		return
+	}
+	if !covers(able, wants, func(j *jobSeen, w want) bool { return c.suits(s, j, w) }) {
+		return
+	}
+	c.accuse(RuleNeed, "%s was made with %d agents free, for %d that wait and queued builds", made.name, len(able), len(wants))
+}
+
+// able gives the Jobs that a plan of the scaler must count on.
+func (c *check) able(s *scalerSeen, by string) []*jobSeen {
+	limits := c.setup.Config.Limits
+	// Clocks differ by the skew of either.
+	margin := 2*c.setup.Skew + c.setup.Config.PollTimeout
+	var able []*jobSeen
+	for uid := range s.known {
+		j := c.jobs[uid]
+		switch {
+		case j == nil, j.ended, j.gone, j.doomed, !s.sighted[uid] && j.by != by:
+		case j.runs == 0 && (j.registration == agentpool.RegistrationJIT || c.now-j.made > limits.HalfMadeLimit-margin):
+		case j.ready == 0 && j.scheduled > 0 && c.now-j.scheduled > limits.StartupLimit-margin:
+		case j.ready > 0 && c.now-j.ready > limits.MaxIdleAge-margin:
+		case c.agents[j.name] != nil && (c.agents[j.name].request != 0 || !c.agents[j.name].enabled), j.claimed > 0:
+		default:
+			able = append(able, j)
+		}
+	}
+	slices.SortFunc(able, func(a, b *jobSeen) int { return int(a.made - b.made) })
+	return able
+}
+
+// suits tells whether an agent can serve what is wanted.
+func (c *check) suits(s *scalerSeen, j *jobSeen, w want) bool {
+	i := slices.IndexFunc(s.classes, func(class agentpool.AgentClass) bool { return class.Name == j.class })
+	if i < 0 {
+		return false
+	}
+	if w.class != "" {
+		return j.class == w.class && j.version == s.classes[i].Version
+	}
+	_, lacks := s.classes[i].Capabilities.Missing(w.demands)
+	return !lacks
+}
+
+// covers tells whether each want can have an agent of its own.
+func covers(able []*jobSeen, wants []want, suits func(*jobSeen, want) bool) bool {
+	taken := make([]int, len(able)) // The want that has it, from 1.
+	var place func(w int, tried []bool) bool
+	place = func(w int, tried []bool) bool {
+		for i, j := range able {
+			if tried[i] || !suits(j, wants[w]) {
+				continue
+			}
+			tried[i] = true
+			if taken[i] == 0 || place(taken[i]-1, tried) {
+				taken[i] = w + 1
+				return true
+			}
+		}
+		return false
+	}
+	for w := range wants {
+		if !place(w, make([]bool, len(able))) {
+			return false
+		}
+	}
+	return true
+}
