@@ -83,6 +83,7 @@ func TestManifestsAreTaken(t *testing.T) {
 		{"apply", "-k", filepath.Join(manifests, "overlays", "apart"), "--dry-run=server", "--validate=strict"},
 		{"apply", "-k", filepath.Join(manifests, "overlays", "single-namespace"), "--dry-run=server", "--validate=strict"},
 		{"apply", "-k", filepath.Join(manifests, "overlays", "workload-identity"), "--dry-run=server", "--validate=strict"},
+		{"apply", "-k", filepath.Join(manifests, "policy"), "--dry-run=server", "--validate=strict"},
 		{"apply", "-k", filepath.Join(manifests, "agent-token"), "--dry-run=server", "--validate=strict"},
 		{"apply", "-k", filepath.Join(manifests, "classes"), "--dry-run=server", "--validate=strict"},
 		{"apply", "-f", filepath.Join(manifests, "azure", "token", "identity", "namespace.yaml")},
