@@ -137,10 +137,11 @@ lint: $(GOLANGCI_LINT) fmt-check ## Check formatting, go.mod, go vet and the lin
 	@$(GOLANGCI_LINT) run ./...
 
 .PHONY: docs
-docs: ## Write the tables of settings, metrics, exit codes and rights anew from the code.
+docs: ## Write the tables of settings, metrics, exit codes, rights and the chart's values anew from the code.
 	@$(GO) test -count=1 ./test/structure -run '^TestREADME' -update
 	@$(GO) test -count=1 ./cmd/agent-entrypoint -run '^TestDocumentation' -update
 	@$(GO) test -count=1 -short ./pkg/cluster -run '^TestRightsAreDocumented' -update
+	@$(GO) test -count=1 ./test/chart -run '^TestREADME$$' -update
 
 .PHONY: bench
 bench: ## Run the benchmarks that need no cluster.
@@ -154,6 +155,7 @@ bench-startup: $(OUT)/bin ## Compare how agents start that the scaler registers 
 
 .PHONY: tools
 tools: $(GOLANGCI_LINT) $(GOFUMPT) $(GOTESTSUM) ## Build the development tools into the cache.
+	@$(GO) -C tools/helm tool -n helm >/dev/null
 
 .PHONY: clean
 clean: ## Remove what was built in the repository (the cache stays: see clean-cache).
