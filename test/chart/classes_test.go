@@ -104,7 +104,7 @@ func TestClassesLikeTheDelivered(t *testing.T) {
 	t.Parallel()
 	objects := render(t, minimal+`
 agents:
-  image: {repository: azp-agent, tag: latest}
+  image: {tag: latest}
   resources: {requests: {cpu: 500m, memory: 1Gi}, limits: {memory: 2Gi}}
   classes:
     general:
