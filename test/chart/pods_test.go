@@ -1,6 +1,9 @@
 package chart_test
 
 import (
+	"context"
+	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -75,14 +78,14 @@ func TestDeploymentLikeTheDelivered(t *testing.T) {
 	}
 }
 
-// TestOthersRunLikeTheScaler: helm test sees what the scaler sees.
+// TestOthersRunLikeTheScaler: helm test and the clean-up see what the scaler sees, and both end.
 func TestOthersRunLikeTheScaler(t *testing.T) {
 	t.Parallel()
 	for name, values := range examples(t) {
 		objects := render(t, values)
 		scaler := scalerPod(t, objects)
 		found := pods(t, objects)
-		for _, of := range []string{"Pod azp-scaler-check"} {
+		for _, of := range []string{"Pod azp-scaler-check", "Job azp-scaler-cleanup"} {
 			pod, is := found[of]
 			if !is {
 				t.Fatalf("%s: no %s", name, of)
@@ -100,7 +103,7 @@ func TestOthersRunLikeTheScaler(t *testing.T) {
 			if pod.Labels["app.kubernetes.io/component"] == scaler.Labels["app.kubernetes.io/component"] {
 				t.Errorf("%s: the Service would take %s for a scaler", name, of)
 			}
-			if pod.Spec.ActiveDeadlineSeconds == nil || pod.Spec.RestartPolicy != corev1.RestartPolicyNever {
+			if (pod.Spec.ActiveDeadlineSeconds == nil && !strings.HasPrefix(of, "Job ")) || pod.Spec.RestartPolicy != corev1.RestartPolicyNever {
 				t.Errorf("%s: %s may go on for ever", name, of)
 			}
 		}
@@ -197,5 +200,41 @@ func TestAuthority(t *testing.T) {
 	}
 	if scalerPod(t, objects).Annotations["checksum/ca"] == "" {
 		t.Error("another certificate does not start the scaler anew")
+	}
+}
+
+// TestCleanup ends in any case, and does not hold up a later one.
+func TestCleanup(t *testing.T) {
+	t.Parallel()
+	for deadline, values := range map[int64]string{290: "{}", 60: "{deadlineSeconds: 60}"} {
+		job := find[batchv1.Job](t, render(t, minimal+"cleanup: "+values), "Job", "azp", "azp-scaler-cleanup")
+		if got := job.Spec.ActiveDeadlineSeconds; got == nil || *got != deadline {
+			t.Errorf("with %s the Job may take %v", values, got)
+		}
+		if job.Spec.BackoffLimit == nil || *job.Spec.BackoffLimit != 0 || job.Annotations["helm.sh/hook"] != "pre-delete" || !strings.Contains(job.Annotations["helm.sh/hook-delete-policy"], "before-hook-creation") {
+			t.Errorf("Job %+v, annotations %v", job.Spec, job.Annotations)
+		}
+	}
+	if off := render(t, minimal+"cleanup: {enabled: false}").Kind("Job"); len(off) > 0 {
+		t.Errorf("there is a clean-up though it is off: %v", names(off))
+	}
+}
+
+// TestCommands of the hooks are understood by the scaler: it gets as far as its settings.
+func TestCommands(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	for of, pod := range pods(t, render(t, minimal)) {
+		args := pod.Spec.Containers[0].Args
+		if len(args) == 0 {
+			continue // The scaler itself.
+		}
+		command := exec.CommandContext(ctx, "go", append([]string{"run", "./cmd/scaler"}, args...)...)
+		command.Dir = dir.Root
+		out, err := command.CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "AZP_URL is not set") || strings.Contains(string(out), "Usage:") {
+			t.Errorf("%s: scaler %v: want nothing but the settings to be missing, got %v:\n%s", of, args, err, out)
+		}
 	}
 }
