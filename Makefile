@@ -98,6 +98,11 @@ kill-matrix: ## Kill scaler and entrypoint at each of their calls (KILL_PLANS=al
 	@KILL_PLANS=$${KILL_PLANS:-all} KILL_SYSTEMS=$${KILL_SYSTEMS:-2} \
 	  $(GO) test -count=1 -v -parallel 4 -timeout 6h $(TEST_FLAGS) -run '^TestKilledAtEachCall$$' ./test/e2e
 
+.PHONY: chaos
+chaos: $(OUT)/bin ## Run builds while processes are killed and the service fails (CHAOS_BUILDS=2000 CHAOS_SEED=n CHAOS_REGISTRATION=config|jit|both).
+	@CHAOS_BUILDS=$${CHAOS_BUILDS:-2000} CHAOS_OUT=$(CURDIR)/$(OUT)/chaos.json E2E_SEED=$${CHAOS_SEED:-} E2E_REGISTRATION=$${CHAOS_REGISTRATION:-both} \
+	  $(GO) test -count=1 -v -parallel 1 -timeout 6h $(TEST_FLAGS) -run '^TestChaos$$' ./test/e2e
+
 ##@ Code
 .PHONY: build
 build: $(OUT)/bin ## Build the scaler and the agent's entrypoint into out/bin, stamped with the commit.
