@@ -136,7 +136,7 @@ func (j *judge) rights() {
 		}
 		for _, k := range a.requests {
 			r := j.ix.requests[k]
-			if r.outcome() != outcomeAbandoned && b.deleted.Before(r.finished) {
+			if r.outcome() != outcomeAbandoned && b.deleted.Before(r.finished) && !j.deadAt(a, b.deleted) {
 				j.report.RightsEarly++
 				j.find(VerdictRights, "rolebinding %s/%s went at %s, though %s ran until %s on %s", b.namespace, b.name, clock(b.deleted), r, clock(r.finished), a)
 			}
@@ -153,6 +153,13 @@ func (j *judge) rights() {
 			j.find(VerdictRights, "%s could still %s %s in %s at %s, %s after %s had ended", use.User, use.Verb, use.Resource, use.Namespace, clock(use.Time), late.Round(time.Millisecond), a)
 		}
 	}
+}
+
+// deadAt tells whether an agent had been ended from outside by then. The service may go on to wait
+// for one that has reported its result already, and then take the build as done.
+func (j *judge) deadAt(a *agent, at time.Time) bool {
+	killed, was := j.rules.Killed[a.name]
+	return was && !killed.After(at)
 }
 
 // overdue is the time between an agent's end and at, less what the scaler was

@@ -48,7 +48,7 @@ type Rules struct {
 	StandingAccounts map[string]string
 	// Killed are agents, by name, whose container somebody ended from outside, and when. A build
 	// that one had goes with it, which its result must say: such a build is counted, and is not
-	// lost. One without a build is no duplicate if a request wanted it at the time.
+	// lost; its rights may go from then on. One without a build is no duplicate if a request wanted it at the time.
 	Killed map[string]time.Time
 	// Slack is how old the scaler's picture of the queue may be. 0 means 10 s.
 	Slack time.Duration

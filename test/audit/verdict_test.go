@@ -131,6 +131,16 @@ func TestVerdicts(t *testing.T) {
 			s.build(0, 1, 10)
 			s.jobCreated(2, job(1, 1)).online(4, 11, job(1, 1)).event(41, "agent-deleted", map[string]any{"agentId": 11, "agentName": job(1, 1)})
 		}, want: "duplicate"},
+		"rights go with an agent that was killed, before the service gives it up": {tell: func(s *story) {
+			s.rules.Killed = map[string]time.Time{job(1, 0): at(5)}
+			s.queued(0, 1).jobCreated(1, job(1, 0)).bound(1, job(1, 0)).online(2, 10, job(1, 0)).received(3, 1, 10, job(1, 0))
+			s.unbound(6, job(1, 0)).finished(20, 1, "succeeded", "").event(21, "agent-deleted", map[string]any{"agentId": 10, "agentName": job(1, 0)})
+		}},
+		"rights go before their agent is killed": {tell: func(s *story) {
+			s.rules.Killed = map[string]time.Time{job(1, 0): at(7)}
+			s.queued(0, 1).jobCreated(1, job(1, 0)).bound(1, job(1, 0)).online(2, 10, job(1, 0)).received(3, 1, 10, job(1, 0))
+			s.unbound(6, job(1, 0)).finished(20, 1, "succeeded", "").event(21, "agent-deleted", map[string]any{"agentId": 10, "agentName": job(1, 0)})
+		}, want: "rights"},
 		"abandoned by result": {tell: func(s *story) {
 			s.queued(0, 1).jobCreated(1, job(1, 0)).online(2, 10, job(1, 0)).received(3, 1, 10, job(1, 0)).offline(9, 10, job(1, 0)).finished(10, 1, "abandoned", "")
 		}, want: "lost"},
