@@ -74,11 +74,15 @@ func TestREADMEOfClasses(t *testing.T) {
 	}
 }
 
-// exampleClass reads the first example of a page.
+// exampleClass reads the first example of a class on a page.
 func exampleClass(t *testing.T, page string) agentclass.Class {
 	t.Helper()
-	_, example, _ := strings.Cut(page, "```yaml\n")
-	example, _, _ = strings.Cut(example, "```")
+	const begin = "```yaml\n"
+	at := strings.Index(page, begin+"apiVersion: batch/v1\n")
+	if at < 0 {
+		t.Fatal("the page shows no class")
+	}
+	example, _, _ := strings.Cut(page[at+len(begin):], "```")
 	var cronJob batchv1.CronJob
 	if err := yaml.UnmarshalStrict([]byte(example), &cronJob); err != nil {
 		t.Fatalf("%v in:\n%s", err, example)
