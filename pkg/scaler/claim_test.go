@@ -87,7 +87,7 @@ func TestAStandbyTakesClaims(t *testing.T) {
 	m := newJITModel(1)
 	synctest.Test(t, func(t *testing.T) {
 		b := begin(t, m, nil)
-		b.model.start(jobName(1, 0))
+		b.start(jobName(1, 0))
 		uid := b.job(jobName(1, 0)).UID
 		b.stop()
 		if err := b.scaler.Claimed(t.Context(), uid); err != nil {
