@@ -150,6 +150,7 @@ type scalerSeen struct {
 	polled  []int64
 	known   map[string]bool // UIDs of the Jobs that it knows of.
 	sighted map[string]bool // Those that it knew of when it looked.
+	told    map[string]bool // Those of which it did not learn from its cache.
 }
 
 func (c *check) accuse(rule Rule, format string, args ...any) {
@@ -355,7 +356,7 @@ func (c *check) takeScaler(e Event) {
 	if e.Kind == Starts || e.Kind == Stops || e.Kind == Crashes {
 		c.disturbed = c.now
 		if e.Kind == Starts {
-			c.scalers[e.By] = &scalerSeen{known: map[string]bool{}}
+			c.scalers[e.By] = &scalerSeen{known: map[string]bool{}, told: map[string]bool{}}
 		}
 		return
 	}
@@ -370,7 +371,7 @@ func (c *check) takeScaler(e Event) {
 	case Shown:
 		c.takeShown(s, e)
 	case Learns:
-		s.known[e.UID] = true
+		s.known[e.UID], s.told[e.UID] = true, true
 		if j := c.jobs[e.UID]; j != nil && j.by == e.By && !j.answered {
 			j.answered = true
 			c.reasons--

@@ -13,7 +13,7 @@ func (c *check) judgeCaps(s *scalerSeen, made *jobSeen) {
 	inPool, inClass := 1, 1
 	for uid := range s.known {
 		j := c.jobs[uid]
-		if j == nil || j.ended || j.gone || !s.sighted[uid] && j.by != made.by {
+		if j == nil || j.ended || j.gone || !s.sighted[uid] && !s.told[uid] {
 			continue
 		}
 		inPool++
@@ -53,7 +53,7 @@ func (c *check) judgeNeed(s *scalerSeen, made *jobSeen) {
 			wants = append(wants, want{class: class.Name})
 		}
 	}
-	able := c.able(s, made.by)
+	able := c.able(s)
 	if len(able) < len(wants) {
 		return
 	}
@@ -64,7 +64,7 @@ func (c *check) judgeNeed(s *scalerSeen, made *jobSeen) {
 }
 
 // able gives the Jobs that a plan of the scaler must count on.
-func (c *check) able(s *scalerSeen, by string) []*jobSeen {
+func (c *check) able(s *scalerSeen) []*jobSeen {
 	limits := c.setup.Config.Limits
 	// Clocks differ by the skew of either.
 	margin := 2*c.setup.Skew + c.setup.Config.PollTimeout
@@ -72,7 +72,7 @@ func (c *check) able(s *scalerSeen, by string) []*jobSeen {
 	for uid := range s.known {
 		j := c.jobs[uid]
 		switch {
-		case j == nil, j.ended, j.gone, j.doomed, !s.sighted[uid] && j.by != by:
+		case j == nil, j.ended, j.gone, j.doomed, !s.sighted[uid] && !s.told[uid]:
 		case j.runs == 0 && (j.registration == agentpool.RegistrationJIT || c.now-j.made > limits.HalfMadeLimit-margin):
 		case j.ready == 0 && j.scheduled > 0 && c.now-j.scheduled > limits.StartupLimit-margin:
 		case j.ready > 0 && c.now-j.ready > limits.MaxIdleAge-margin:
