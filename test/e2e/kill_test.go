@@ -202,9 +202,9 @@ func (k *killing) play(t *testing.T, p plan) (killed bool) {
 	told := false
 	for deadline := time.Now().Add(planLimit); ; {
 		select {
-		case who := <-k.trap.sprung:
+		case target := <-k.trap.sprung:
 			killed = true
-			if err := k.end(t, who); err != nil {
+			if err := k.end(t, target.by); err != nil {
 				fail("%v", err)
 			}
 		case <-time.After(20 * time.Millisecond):

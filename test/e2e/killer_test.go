@@ -2,13 +2,11 @@ package e2e_test
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,29 +14,17 @@ import (
 	"github.com/azp-scaler/azp-scaler/test/e2e/interpose"
 )
 
-// hit is a caller that is held up at a call, to be killed.
-type hit struct {
-	by     env.Caller
-	call   interpose.Call
-	moment interpose.Moment
-}
-
 // killer holds callers up at calls that are drawn.
 type killer struct {
-	t      *testing.T
-	way    string
-	env    atomic.Pointer[env.Env]
-	sprung chan hit
-	dead   chan struct{}
-	over   chan struct{}
-	end    sync.Once
+	*snare
+	way string
 
 	mu     sync.Mutex
 	random *rand.Rand
 	role   role   // Whose call is waited for.
 	skip   int    // Calls of that role that pass first.
-	chosen *hit   // The call that it will be, at its moment.
-	id     callID // Of chosen.
+	chosen *hit   // What it will be, at its moment.
+	id     callID // Of its call.
 	since  time.Time
 }
 
@@ -57,19 +43,8 @@ const armedLimit = 20 * time.Second
 
 func newKiller(t *testing.T, way string, seed uint64) *killer {
 	t.Helper()
-	return &killer{
-		t: t, way: way, random: rand.New(rand.NewPCG(seed, 8)), sprung: make(chan hit), dead: make(chan struct{}), over: make(chan struct{}),
-	}
+	return &killer{snare: newSnare(t), way: way, random: rand.New(rand.NewPCG(seed, 8))}
 }
-
-// watch has the killer know the callers of a system, until the test ends.
-func (k *killer) watch(system *env.Env) {
-	k.env.Store(system)
-	k.t.Cleanup(k.stop)
-}
-
-// stop has it let every caller go.
-func (k *killer) stop() { k.end.Do(func() { close(k.over) }) }
 
 // arm draws the next one to be killed: mostly the scaler, and seldom the agent, with which its
 // build goes.
@@ -95,45 +70,23 @@ func (k *killer) idle() bool {
 
 // hook is the interpose.Hook.
 func (k *killer) hook(call interpose.Call, moment interpose.Moment) bool {
-	system := k.env.Load()
-	if system == nil {
-		return false // It is being set up.
-	}
 	if moment == interpose.Before {
-		k.choose(system, call)
+		k.choose(call)
 	}
 	target, hits := k.hits(call, moment)
-	if !hits {
-		return false
-	}
-	if moment == interpose.Answered {
-		awaitDrained(k.t, call)
-	}
-	select {
-	case k.sprung <- target:
-	case <-k.over:
-		return false
-	}
-	select {
-	case <-k.dead:
-	case <-k.over:
-	}
-	return true
+	return hits && k.hold(call, target)
 }
 
 // choose takes a call if it is the one that was drawn.
-func (k *killer) choose(system *env.Env, call interpose.Call) {
+func (k *killer) choose(call interpose.Call) {
 	k.mu.Lock()
 	waiting := k.role != roleNone
 	k.mu.Unlock()
 	if !waiting {
-		return
+		return // Finding out who calls takes time.
 	}
-	by, err := system.Caller(call)
-	if err != nil {
-		if !errors.Is(err, env.ErrNoCaller) {
-			k.t.Errorf("%s: %v", call, err)
-		}
+	by, found := k.caller(call)
+	if !found {
 		return
 	}
 	k.mu.Lock()
@@ -152,15 +105,15 @@ func (k *killer) choose(system *env.Env, call interpose.Call) {
 		return
 	}
 	k.role = roleNone
-	k.chosen = &hit{by: by, call: call, moment: interpose.Moment(k.random.IntN(int(interpose.Answered) + 1))}
-	k.id = callID{call.Server, call.N}
+	k.chosen = &hit{by: by, moment: interpose.Moment(k.random.IntN(int(interpose.Answered) + 1))}
+	k.id = idOf(call)
 }
 
 // hits tells whether a call has come where its caller is to be killed.
 func (k *killer) hits(call interpose.Call, moment interpose.Moment) (hit, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.chosen == nil || k.id != (callID{call.Server, call.N}) || k.chosen.moment != moment {
+	if k.chosen == nil || k.id != idOf(call) || k.chosen.moment != moment {
 		return hit{}, false
 	}
 	target := *k.chosen

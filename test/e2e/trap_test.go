@@ -1,37 +1,23 @@
 package e2e_test
 
 import (
-	"errors"
 	"sync"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/azp-scaler/azp-scaler/test/e2e/env"
 	"github.com/azp-scaler/azp-scaler/test/e2e/interpose"
 )
 
-// trap tells calls apart, and holds a caller up at one of them until it is dead: so nothing that it
-// does later can slip through.
+// trap tells calls apart, and holds a caller up at one of them.
 type trap struct {
-	t   *testing.T
-	env atomic.Pointer[env.Env]
+	*snare
 
-	mu     sync.Mutex
-	armed  *plan
-	lost   bool          // An answer was, as planned.
-	seen   map[place]int // By place without the number.
-	order  []place       // Since the trap was set.
-	known  map[callID]caught
-	sprung chan env.Caller
-	dead   chan struct{}
-	over   chan struct{} // Closed when nobody waits for the trap any more.
-}
-
-// callID names one call.
-type callID struct {
-	server string
-	n      int
+	mu    sync.Mutex
+	armed *plan
+	lost  bool          // An answer was, as planned.
+	seen  map[place]int // By place without the number.
+	order []place       // Since the trap was set.
+	known map[callID]caught
 }
 
 type caught struct {
@@ -41,15 +27,9 @@ type caught struct {
 
 func newTrap(t *testing.T) *trap {
 	t.Helper()
-	snare := &trap{t: t, sprung: make(chan env.Caller), dead: make(chan struct{}), over: make(chan struct{})}
-	snare.set(nil)
-	return snare
-}
-
-// watch has the trap tell the callers of a system, until the test ends.
-func (t *trap) watch(system *env.Env) {
-	t.env.Store(system)
-	t.t.Cleanup(func() { close(t.over) })
+	made := &trap{snare: newSnare(t)}
+	made.set(nil)
+	return made
 }
 
 // set arms the trap, or has it record only, and forgets the calls before.
@@ -75,41 +55,20 @@ func (t *trap) hasLost() bool {
 
 // hook is the interpose.Hook.
 func (t *trap) hook(call interpose.Call, moment interpose.Moment) bool {
-	system := t.env.Load()
-	if system == nil {
-		return false // It is being set up.
-	}
-	if moment == interpose.Before && !t.meet(system, call) {
+	if moment == interpose.Before && !t.meet(call) {
 		return false
 	}
-	by, ending, hit := t.hits(call, moment)
-	switch {
-	case !hit:
-		return false
-	case ending == endLost:
-		return true
-	case ending == endAnswered:
-		awaitDrained(t.t, call)
+	by, ending, hits := t.hits(call, moment)
+	if !hits || ending == endLost {
+		return hits
 	}
-	select {
-	case t.sprung <- by:
-	case <-t.over:
-		return true
-	}
-	select {
-	case <-t.dead:
-	case <-t.over:
-	}
-	return true
+	return t.hold(call, hit{by: by, moment: moment})
 }
 
 // meet notes a call.
-func (t *trap) meet(system *env.Env, call interpose.Call) bool {
-	by, err := system.Caller(call)
-	if err != nil {
-		if !errors.Is(err, env.ErrNoCaller) {
-			t.t.Errorf("%s: %v", call, err)
-		}
+func (t *trap) meet(call interpose.Call) bool {
+	by, found := t.caller(call)
+	if !found {
 		return false
 	}
 	t.mu.Lock()
@@ -119,7 +78,7 @@ func (t *trap) meet(system *env.Env, call interpose.Call) bool {
 	numbered := at
 	numbered.nth = t.seen[at]
 	t.order = append(t.order, numbered)
-	t.known[callID{call.Server, call.N}] = caught{by: by, place: numbered}
+	t.known[idOf(call)] = caught{by: by, place: numbered}
 	return true
 }
 
@@ -127,7 +86,7 @@ func (t *trap) meet(system *env.Env, call interpose.Call) bool {
 func (t *trap) hits(call interpose.Call, moment interpose.Moment) (env.Caller, ending, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	id := callID{call.Server, call.N}
+	id := idOf(call)
 	known, found := t.known[id]
 	if moment == interpose.Answered {
 		delete(t.known, id)
@@ -138,21 +97,4 @@ func (t *trap) hits(call interpose.Call, moment interpose.Moment) (env.Caller, e
 	ending := t.armed.ending
 	t.armed, t.lost = nil, ending == endLost
 	return known.by, ending, true
-}
-
-// drainLimit is how long a caller may leave an answer unread: it may be busy.
-const drainLimit = 2 * time.Second
-
-// awaitDrained waits until the client has read the answer.
-func awaitDrained(t *testing.T, call interpose.Call) {
-	t.Helper()
-	for deadline := time.Now().Add(drainLimit); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		drained, err := env.Drained(call)
-		if err != nil {
-			t.Errorf("%s: %v", call, err)
-		}
-		if drained || err != nil {
-			return
-		}
-	}
 }
