@@ -84,10 +84,11 @@ simulate: ## Run the loop through random histories in virtual time (SEEDS=10000 
 # What grows with the time it is given. make test runs the same with fewer cases, and most of the end-to-end tests
 # with agents that are registered in one of the two ways.
 .PHONY: nightly
-nightly: need-cc simulate ## Run the simulation and the property tests at length (SEEDS=10000 PLAN_CHECKS=100000), kill at each call, and run end to end with either registration (ROTATION_BUILDS=200).
+nightly: need-cc simulate ## Run the simulation and the property tests at length (SEEDS=10000 PLAN_CHECKS=100000), fuzz every parser, kill at each call, and run end to end with either registration (ROTATION_BUILDS=200).
 	@$(GO) test -run '^$$' -bench Growth -benchtime 3x ./pkg/plan
 	@PLAN_CHECKS=$${PLAN_CHECKS:-100000} CGO_ENABLED=1 \
 	  $(GO) test -race -count=1 -timeout 6h $(TEST_FLAGS) ./pkg/plan
+	@$(MAKE) fuzz
 	@E2E_REGISTRATION=both ROTATION_BUILDS=$${ROTATION_BUILDS:-200} CGO_ENABLED=1 \
 	  $(GO) test -race -count=1 -parallel $(E2E_PARALLEL) -timeout 2h $(TEST_FLAGS) ./test/e2e
 	@$(MAKE) kill-matrix
@@ -157,6 +158,21 @@ bench: ## Run the benchmarks that need no cluster.
 bench-startup: $(OUT)/bin ## Compare how agents start that the scaler registers with those that pods do, on the cluster (BENCH_BUILDS=10).
 	@$(GO) build -o $(OUT)/bin/bench-startup ./test/bench/startup
 	@exec $(OUT)/bin/bench-startup
+
+# Each target for itself, as go fuzzes one at a time. What it finds is written into the package's testdata, and is a case
+# of the package's tests from then on.
+FUZZ_TIME ?= 60s
+
+.PHONY: fuzz
+fuzz: ## Fuzz every parser, each for a time (FUZZ_TIME=60s).
+	@grep -rno --include='*_test.go' '^func Fuzz[A-Za-z]*' pkg test | sed 's#/[^/]*:[0-9]*:func # #' | sort | while read -r package target; do \
+	  echo "==> $$target of $$package"; \
+	  $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZ_TIME) "./$$package"; \
+	done
+
+.PHONY: mutation
+mutation: ## Plant one defect at a time, and see that the tests notice (MUTATIONS=regexp).
+	@$(GO) run ./test/mutation
 
 .PHONY: tools
 tools: $(GOLANGCI_LINT) $(GOFUMPT) $(GOTESTSUM) ## Build the development tools into the cache.

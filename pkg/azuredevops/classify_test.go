@@ -285,3 +285,35 @@ func TestMessagesAreBounded(t *testing.T) {
 		t.Errorf("message of %d characters: %q", n, e.Message)
 	}
 }
+
+// FuzzClassify holds that no answer but a good one passes for one: what is no JSON, a page to
+// sign in and a redirection are errors, whatever they say, and never an empty queue.
+func FuzzClassify(f *testing.F) {
+	f.Add(200, "application/json; charset=utf-8", "", `{"count":0,"value":[]}`)
+	f.Add(203, "text/html", "", "<html>")
+	f.Add(200, "text/html", "5", "<html>")
+	f.Add(302, "application/json", "", "{}")
+	f.Add(429, "application/json", "-1", `{"message":"TF400733"}`)
+	f.Add(503, "", "Thu, 01 Jan 2026 00:00:00 GMT", "")
+	f.Add(400, "application/json", "99999999999999999999", `{"message":"Agent \"x\" is running a job for pool \"p\"","typeKey":"TaskAgentJobStillRunningException"}`)
+	f.Fuzz(func(t *testing.T, status int, contentType, wait, body string) {
+		if status < 100 || status > 599 {
+			t.Skip("no status of HTTP")
+		}
+		header := http.Header{"Content-Type": {contentType}, "Retry-After": {wait}}
+		now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+		e := classify(reply{status: status, header: header, body: []byte(body)}, false, now)
+		good := status >= 200 && status < 300 && status != http.StatusNonAuthoritativeInfo
+		switch {
+		case e == nil && !good:
+			t.Errorf("%d passes for a good answer", status)
+		case e == nil && strings.HasPrefix(strings.TrimSpace(body), "<") && status != http.StatusNoContent:
+			t.Errorf("a page passes for JSON: %q", body)
+		case e != nil && e.Error() == "":
+			t.Errorf("%d is an error without words", status)
+		}
+		if pause, ok := retryAfter(header, now); ok && pause < 0 {
+			t.Errorf("Retry-After %q is a wait of %s", wait, pause)
+		}
+	})
+}
