@@ -32,7 +32,7 @@ func (a *alarm) off() {
 
 // follow watches one listener until it has ended and its last lines are read.
 func (r *runner) follow(ctx context.Context, l *listener) {
-	f := &following{runner: r, listener: l, ctx: ctx, stop: ctx.Done()}
+	f := &following{runner: r, listener: l, stop: ctx.Done()}
 	defer f.end()
 	if !r.stopAsked.IsZero() {
 		// It was started because a build is on its way.
@@ -50,7 +50,7 @@ func (r *runner) follow(ctx context.Context, l *listener) {
 				events = nil
 				continue
 			}
-			f.heard(e)
+			f.heard(ctx, e)
 		case <-exited:
 			exited = nil
 			r.with.ended()
@@ -58,13 +58,13 @@ func (r *runner) follow(ctx context.Context, l *listener) {
 		case <-f.stop:
 			f.stop = nil
 			r.beginStop()
-			f.onStop()
+			f.onStop(ctx)
 		case v := <-f.answers:
 			f.answered(v)
 		case <-f.idle.c():
 			f.idle.off()
 			r.log.Info("no build came within the idle limit", "limit", r.idleLimit)
-			f.askVerdict(r.settings.WithdrawLimit)
+			f.askVerdict(ctx, r.settings.WithdrawLimit)
 		case <-f.assigned.c():
 			f.assigned.off()
 			r.log.Warn("the assigned build did not arrive", "limit", r.timing.assigned)
@@ -94,7 +94,6 @@ type following struct {
 	*runner
 
 	listener *listener
-	ctx      context.Context //nolint:containedctx // That of follow, which owns this.
 	stop     <-chan struct{}
 	answers  chan verdict
 	// question ends the question for the verdict; nil while none is asked.
@@ -113,7 +112,7 @@ func (f *following) end() {
 }
 
 // heard takes a line of the listener.
-func (f *following) heard(e event) {
+func (f *following) heard(ctx context.Context, e event) {
 	switch e.kind {
 	case lineListening:
 		f.ending.listened = true
@@ -122,7 +121,7 @@ func (f *following) heard(e event) {
 			f.idle.set(f.idleLimit)
 		}
 	case lineRunning:
-		f.claim(e.job)
+		f.claim(ctx, e.job)
 	case lineResult:
 		f.ending.finished = true
 		f.log.Info("the build ended", "job", e.job, "result", e.result)
@@ -133,7 +132,7 @@ func (f *following) heard(e event) {
 
 // claim notes that a build was handed over. Whatever was under way to stop an
 // idle agent is off: the build is let finish.
-func (f *following) claim(job string) {
+func (f *following) claim(ctx context.Context, job string) {
 	f.probes.claimed.Store(true)
 	f.idle.off()
 	f.assigned.off()
@@ -148,7 +147,7 @@ func (f *following) claim(job string) {
 	f.ending.finished = false
 	if first {
 		f.log.Info("a build was claimed", "job", job)
-		f.hold = f.startHold(f.ctx, f.listener.cmd.Process.Pid)
+		f.hold = f.startHold(ctx, f.listener.cmd.Process.Pid)
 	}
 	if asked := f.stopAsked; !asked.IsZero() {
 		f.share.set(time.Until(asked.Add(f.shares.Build)))
@@ -156,20 +155,20 @@ func (f *following) claim(job string) {
 }
 
 // onStop acts on being asked to stop.
-func (f *following) onStop() {
+func (f *following) onStop(ctx context.Context) {
 	f.idle.off()
 	if f.ending.claimed {
 		f.share.set(f.shares.Build)
 		return
 	}
 	if f.question == nil {
-		f.askVerdict(f.shares.Verdict)
+		f.askVerdict(ctx, f.shares.Verdict)
 	}
 }
 
 // askVerdict finds out beside the watch whether the idle agent may go.
-func (f *following) askVerdict(limit time.Duration) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(f.ctx), limit)
+func (f *following) askVerdict(ctx context.Context, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	f.question = cancel
 	answers := make(chan verdict, 1)
 	f.answers = answers

@@ -245,7 +245,9 @@ func TestRetryStopsAtOnceForWhatIsForGood(t *testing.T) {
 
 func TestDisableAgentOfOneThatIsGone(t *testing.T) {
 	r := &scripted{disables: []error{kind(azuredevops.ErrNotFound)}}
-	with(t, r).disableAgent(t.Context(), registration{AgentID: 7, PoolID: 3})
+	if err := with(t, r).disableAgent(t.Context(), registration{AgentID: 7, PoolID: 3}); err != nil {
+		t.Errorf("disableAgent = %v, though what is gone gets no build", err)
+	}
 	if !slices.Equal(r.calls, []string{"disable"}) {
 		t.Errorf("calls %v, want one", r.calls)
 	}
