@@ -199,6 +199,9 @@ type AgentJob struct {
 	// no longer (the Ready condition turned false after the container started), or
 	// its exit code says so.
 	RanBuild bool
+	// Untold says that it ended, and that nothing says whether it had a build: it was
+	// killed, or is not heard of.
+	Untold   bool
 	ExitCode int    // Of the agent container; meaningful once Ended.
 	Reason   Reason // Why it failed, or why it is not getting on.
 	Message  string // The same in words, for people.

@@ -139,6 +139,7 @@ func addPod(j *agentpool.AgentJob, pod *corev1.Pod) {
 		} else {
 			// Killed before it could tell.
 			j.RanBuild = claimed(pod, ended.StartedAt, ended.FinishedAt)
+			j.Untold = !j.RanBuild
 		}
 	case agent.State.Running != nil:
 		j.Started = agent.Started != nil && *agent.Started
@@ -151,6 +152,7 @@ func addPod(j *agentpool.AgentJob, pod *corev1.Pod) {
 	}
 	if podOver(pod) && j.Ended.IsZero() {
 		j.Ended = podEnd(pod)
+		j.Untold = j.Started && !j.RanBuild
 		for _, name := range []string{agentjob.ContainerConfigure, agentjob.ContainerDownload} {
 			if first := containerStatus(pod.Status.InitContainerStatuses, name); first != nil && first.State.Terminated != nil {
 				j.ExitCode = int(first.State.Terminated.ExitCode)

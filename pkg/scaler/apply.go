@@ -125,6 +125,7 @@ func (s *Scaler) takeOut(ctx context.Context, job agentpool.AgentJob) (ended boo
 		s.memory.atWork(job.Name)
 		return false, nil
 	}
+	s.memory.setWithdrawn(job.Name)
 	if err := s.cluster.Delete(ctx, job); err != nil {
 		return false, fmt.Errorf("its agent is withdrawn, and its Job can't be deleted: %w", err)
 	}

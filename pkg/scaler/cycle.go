@@ -67,6 +67,7 @@ func (s *Scaler) snapshot(ctx context.Context) (snapshot plan.Snapshot, stale, o
 	if !ok {
 		return plan.Snapshot{}, stale, false
 	}
+	s.memory.reserve(requests)
 	s.readAgents(ctx, jobs, classes)
 	s.readParallelJobs(ctx)
 	snapshot = plan.Snapshot{

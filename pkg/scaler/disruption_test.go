@@ -33,13 +33,13 @@ func (m *model) online(name string, online bool) {
 	})
 }
 
-// lapse has the service abandon a build whose agent is not heard of any more.
-func (m *model) lapse(id int64) {
+// lapse has the service abandon the first build, whose agent is not heard of any more.
+func (m *model) lapse() {
 	m.with(func() {
-		agent := m.agents[m.requests[id].Reserved.Name]
+		agent := m.agents[m.requests[1].Reserved.Name]
 		agent.AssignedRequest = 0
 		m.agents[agent.Name] = agent
-		delete(m.requests, id)
+		delete(m.requests, 1)
 	})
 }
 
@@ -93,7 +93,7 @@ func TestABuildOnALostNodeIsNotRunAgain(t *testing.T) {
 			if len(b.names()) != 1 || b.rightsLeft() != 1 || b.agent(jobName(1, 0)).Name == "" {
 				t.Fatalf("a build that the service takes for running was ended: %v", b.names())
 			}
-			b.lapse(1)
+			b.lapse()
 			after(4 * time.Minute)
 			if len(b.names()) != 0 || b.rightsLeft() != 0 || b.registered() != 0 {
 				t.Errorf("left are the Jobs %v, %d rights and %d registrations", b.names(), b.rightsLeft(), b.registered())
@@ -197,7 +197,7 @@ func TestAnOOMKilledAgentIsNoSuccess(t *testing.T) {
 				b.change(jobName(1, 0), func(job *agentpool.AgentJob) {
 					job.Ended, job.JobDone, job.ExitCode, job.Reason = time.Now(), true, code, agentpool.ReasonOutOfMemory
 				})
-				b.lapse(1)
+				b.lapse()
 				after(20 * time.Second)
 				want := `# HELP azp_scaler_builds_lost_total Builds whose agent failed, was taken away or ran out of memory while it ran them, by reason.
 # TYPE azp_scaler_builds_lost_total counter
@@ -267,7 +267,7 @@ func TestAServiceThatIsAwayForHalfAnHour(t *testing.T) {
 			if made := b.made(); len(made) != 4 || b.rightsLeft() != 2 {
 				t.Fatalf("without an answer nothing is made, and rights end with their build: made %v, %d rights", made, b.rightsLeft())
 			}
-			b.lapse(1)
+			b.lapse()
 			b.with(func() { m.away = nil })
 			for _, name := range []string{jobName(2, 0), jobName(4, 0)} {
 				b.online(name, true)
@@ -290,5 +290,82 @@ func TestAServiceThatIsAwayForHalfAnHour(t *testing.T) {
 				t.Errorf("%d agents are registered and %d builds have rights, want 4", b.registered(), b.rightsLeft())
 			}
 		})
+	})
+}
+
+// TestAnAgentWithoutAReadyMomentHasABuild says that an agent that gets its build before its
+// first readiness probe, as most do that a build waits for, is known to have had one when the
+// queue does not show that any more.
+func TestAnAgentWithoutAReadyMomentHasABuild(t *testing.T) {
+	begin := func(b *bench) {
+		b.start(jobName(1, 0))
+		b.claim(1, jobName(1, 0))
+		b.change(jobName(1, 0), func(job *agentpool.AgentJob) { job.RanBuild = false })
+		after(3 * time.Second)
+	}
+	t.Run("it ends its build", func(t *testing.T) {
+		m := newModel(1)
+		inLoop(t, m, nil, func(t *testing.T, b *bench) {
+			begin(b)
+			b.lapse()
+			after(time.Minute)
+			if len(b.names()) != 1 {
+				t.Error("an agent that was about to end by itself, after its build, was ended as one without")
+			}
+			b.queue(2)
+			after(11 * time.Second)
+			if !slices.Contains(b.made(), jobName(2, 0)) {
+				t.Errorf("a request waits for an agent that has had its build, made %v", b.made())
+			}
+		})
+	})
+	t.Run("it is killed", func(t *testing.T) {
+		m := newModel(1)
+		inLoop(t, m, nil, func(t *testing.T, b *bench) {
+			begin(b)
+			b.change(jobName(1, 0), func(job *agentpool.AgentJob) {
+				job.Ended, job.JobDone, job.ExitCode, job.Reason, job.Untold = time.Now(), true, 137, agentpool.ReasonOutOfMemory, true
+			})
+			after(3 * time.Second)
+			if n := testutil.CollectAndCount(b.registry, "azp_scaler_jobs_failed_total"); n != 0 {
+				t.Error("it counts as failed before a build")
+			}
+			if n := testutil.CollectAndCount(b.registry, "azp_scaler_builds_lost_total"); n != 1 {
+				t.Error("its build does not count as lost")
+			}
+		})
+	})
+	t.Run("it does not take what was assigned", func(t *testing.T) {
+		m := newModel(1)
+		inLoop(t, m, nil, func(t *testing.T, b *bench) {
+			begin(b)
+			b.change(jobName(1, 0), func(job *agentpool.AgentJob) { job.Ready = true })
+			b.lapse()
+			after(time.Minute)
+			if len(b.names()) != 0 {
+				t.Errorf("an agent that is disabled and has no build is left: %v", b.names())
+			}
+		})
+	})
+}
+
+// TestAnAgentThatIsWithdrawnHasNotFailed says that one whose program ends with an error because
+// the scaler has taken it out of the pool counts as no failure.
+func TestAnAgentThatIsWithdrawnHasNotFailed(t *testing.T) {
+	m := newJITModel(1)
+	inLoop(t, m, nil, func(t *testing.T, b *bench) {
+		b.start(jobName(1, 0))
+		b.change(jobName(1, 0), deleting)
+		after(2 * time.Second)
+		b.change(jobName(1, 0), func(job *agentpool.AgentJob) {
+			job.Ended, job.JobDone, job.ExitCode, job.Reason = time.Now(), true, 14, agentpool.ReasonEvicted
+		})
+		after(3 * time.Second)
+		if n := testutil.CollectAndCount(b.registry, "azp_scaler_jobs_failed_total"); n != 0 {
+			t.Error("it counts as failed")
+		}
+		if !slices.Contains(b.made(), jobName(1, 1)) {
+			t.Errorf("its request waits, made %v", b.made())
+		}
 	})
 }

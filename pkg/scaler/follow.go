@@ -43,6 +43,7 @@ func (s *Scaler) follow(ctx context.Context) error {
 // must not keep an agent with a build enabled.
 func (s *Scaler) attend(ctx context.Context, jobs []agentpool.AgentJob, claimed, ended, leaving *errands) {
 	for _, job := range jobs {
+		job = s.memory.remember(job)
 		s.observe(job)
 		if s.isToDeregister(job) {
 			leaving.start(ctx, job, s.deregister)
@@ -79,6 +80,9 @@ func (s *Scaler) deregister(ctx context.Context, job agentpool.AgentJob) (done b
 	case gone:
 		s.complain.isNew(subject, "")
 		s.memory.setDeregistered(job.UID)
+		if !job.Finished() {
+			s.memory.setWithdrawn(job.Name)
+		}
 	default:
 		s.memory.setDisabled(job.Name)
 	}

@@ -22,6 +22,11 @@ type memory struct {
 	// that are to end and may get one yet.
 	disabled map[string]bool
 	givenUp  map[string]bool
+	// reserved holds the names of agents that a request has named. One that gets its build
+	// before its first readiness probe shows in no other way that it has one.
+	reserved map[string]bool
+	// withdrawn holds the names of agents that we took out of the pool while they waited.
+	withdrawn map[string]bool
 	// lost is since when an agent that should wait for a build, or whose pod is being
 	// deleted, has been seen neither registered nor online, by name. gone holds the names
 	// of those of deleted pods for which that has been so for too long.
@@ -84,7 +89,7 @@ type sighting struct{ started, finished bool }
 func newMemory() *memory {
 	return &memory{
 		assumed: map[string]assumption{}, ending: map[string]time.Time{}, disabled: map[string]bool{},
-		givenUp: map[string]bool{}, lost: map[string]time.Time{}, gone: map[string]bool{}, rightless: map[string]bool{}, attempts: map[int64]int{}, failures: map[cause]plan.Failure{},
+		givenUp: map[string]bool{}, reserved: map[string]bool{}, withdrawn: map[string]bool{}, lost: map[string]time.Time{}, gone: map[string]bool{}, rightless: map[string]bool{}, attempts: map[int64]int{}, failures: map[cause]plan.Failure{},
 		registered: map[string]agentpool.Capabilities{}, offers: map[plan.ClassVersion]offer{},
 		spareSince: map[string]time.Time{}, deregistered: map[string]bool{}, abandoned: map[string]bool{},
 		seen: map[string]sighting{}, orphans: map[string]time.Time{},
@@ -130,6 +135,7 @@ func (m *memory) merge(seen []agentpool.AgentJob, now time.Time) (jobs []agentpo
 	defer m.mu.Unlock()
 	present := map[string]bool{}
 	for _, job := range seen {
+		job = m.recall(job)
 		present[job.UID] = true
 		if _, ended := m.ending[job.UID]; ended {
 			job.Deleting = true
@@ -159,6 +165,7 @@ func (m *memory) settle(live []agentpool.AgentJob, asked time.Time) []agentpool.
 	present := map[string]bool{}
 	jobs := make([]agentpool.AgentJob, 0, len(live))
 	for _, job := range live {
+		job = m.recall(job)
 		present[job.UID] = true
 		if _, ended := m.ending[job.UID]; ended {
 			job.Deleting = true
@@ -321,46 +328,6 @@ func (m *memory) learn(agents []agentpool.Agent, ours func(name string) bool) {
 	}
 }
 
-// miss looks in the agents list for those that wait for a build as far as their pods tell,
-// and for those whose pods are being deleted. The service gives none to an agent that has been
-// offline or out of the list for the grace, so it is given up. Where such a pod is being
-// deleted, its node is gone: the kubelet would have ended it, or its agent would be at work.
-// One that the service says has a build is kept until it says otherwise. The Jobs must have
-// been read before the list.
-func (m *memory) miss(jobs []agentpool.AgentJob, agents []agentpool.Agent, grace time.Duration, now time.Time) {
-	atWork := make(map[string]bool, len(agents))
-	for _, agent := range agents {
-		atWork[agent.Name] = agent.Online || agent.AssignedRequest != 0
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, job := range jobs {
-		// What was deleted by us, or has no pod, only waits for the cache.
-		_, ended := m.ending[job.UID]
-		leaving := job.Deleting && job.PodName != "" && !ended
-		if atWork[job.Name] || job.Finished() || !(job.Ready || leaving) {
-			delete(m.lost, job.Name)
-			delete(m.gone, job.Name)
-			continue
-		}
-		if met(m.lost, job.Name, now) < grace {
-			continue
-		}
-		m.givenUp[job.Name] = true
-		if leaving {
-			m.gone[job.Name] = true
-		}
-	}
-}
-
-// atWork records that an agent that was taken for lost has a build.
-func (m *memory) atWork(name string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.lost, name)
-	delete(m.gone, name)
-}
-
 // somebodyElse is an agent in the pool that is not ours, zero where there is none.
 func (m *memory) somebodyElse() agentpool.AgentRef {
 	m.mu.Lock()
@@ -430,6 +397,8 @@ func (m *memory) forget(jobs []agentpool.AgentJob, requests []agentpool.JobReque
 	drop(m.seen, uids)
 	drop(m.disabled, names)
 	drop(m.givenUp, names)
+	drop(m.reserved, names)
+	drop(m.withdrawn, names)
 	drop(m.lost, names)
 	drop(m.gone, names)
 	drop(m.attempts, ids)

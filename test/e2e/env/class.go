@@ -38,6 +38,7 @@ type Class struct {
 	// own; their names are without the prefix.
 	Annotations map[string]string
 	PodLabels   map[string]string
+	MemoryLimit string // Of the agent's container; none if it is empty.
 	// Broken says that the class is wrong on purpose, so that nobody waits for it.
 	Broken bool
 }
@@ -80,6 +81,9 @@ func (c Class) cronJob(in *Installation) *batchv1.CronJob {
 		Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{
 			corev1.ResourceCPU: resource.MustParse(agentCPU), corev1.ResourceMemory: resource.MustParse(agentMemory),
 		}},
+	}
+	if c.MemoryLimit != "" {
+		agent.Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(c.MemoryLimit)}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Variables)) {
 		agent.Env = append(agent.Env, corev1.EnvVar{Name: name, Value: c.Variables[name]})
