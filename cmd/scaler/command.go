@@ -17,11 +17,12 @@ const usage = `Usage: scaler [command]
   check                 look at pools, classes, cluster and rights, and tell what is wrong
   plan [-o table|json]  tell what the next cycle would do and why, and change nothing
   explain [request]     tell why a request waits, or each queued one
-  cleanup [--wait DURATION] [--timeout DURATION]
+  cleanup [--wait DURATION] [--timeout DURATION] [--take-over]
                         end all that is of this installation, in the pools and in the cluster, for an
                         uninstall, and tell what is left; the scaler may still run and stands down.
                         Running builds are waited for: 3m, or as long as --wait says. All of it takes
-                        90s longer than that at most, or as long as --timeout says
+                        90s longer than that at most, or as long as --timeout says. With --take-over
+                        also what another installation of the same id has in the pools, if it is gone
   version               print the version
 
 The settings are environment variables; see the table in README.md. The commands
@@ -88,6 +89,7 @@ func parseCleanup(c command, rest []string) (command, error) {
 	flags.SetOutput(io.Discard)
 	wait := flags.Duration("wait", cleanupWait, "")
 	timeout := flags.Duration("timeout", 0, "")
+	takeOver := flags.Bool("take-over", false, "")
 	if err := flags.Parse(rest); err != nil {
 		return command{}, fmt.Errorf("cleanup: %w", err)
 	}
@@ -96,13 +98,13 @@ func parseCleanup(c command, rest []string) (command, error) {
 	}
 	switch {
 	case flags.NArg() > 0:
-		return command{}, fmt.Errorf("%q: cleanup takes --wait and --timeout, and nothing else", flags.Arg(0))
+		return command{}, fmt.Errorf("%q: cleanup takes --wait, --timeout and --take-over, and nothing else", flags.Arg(0))
 	case *wait < 0:
 		return command{}, fmt.Errorf("--wait %s: want 0 or more, such as 10m", *wait)
 	case *timeout <= *wait:
 		return command{}, fmt.Errorf("--timeout %s: want more than the %s of --wait, or leave it out", *timeout, *wait)
 	}
-	c.cleanup = app.CleanupOptions{Wait: *wait, Timeout: *timeout}
+	c.cleanup = app.CleanupOptions{Wait: *wait, Timeout: *timeout, TakeOver: *takeOver}
 	return c, nil
 }
 

@@ -68,6 +68,10 @@ const (
 // register with. It is on their Secret.
 const AnnotationTokenEnds = Prefix + "token-ends"
 
+// CapabilityCluster is what placeholders carry of the cluster that they were registered from,
+// so that two installations which share an id notice each other.
+const CapabilityCluster = "azp-scaler.cluster"
+
 // namePrefix begins the name of every Job, and so of every agent.
 const namePrefix = "azp"
 

@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	batchv1 "k8s.io/api/batch/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -174,7 +176,7 @@ func (a *App) work(ctx context.Context) error {
 		}
 		k.token = keeper
 		config := loopConfig(a.config, k.settings)
-		config.History = k.service
+		config.History, config.Mark = k.service, a.mark
 		config.OtherPools = func() int { return a.runningBeside(pool) }
 		loops = append(loops, loop{
 			Scaler: scaler.New(config, k.service, k, a.metrics.Loop, a.log, time.Now),
@@ -248,6 +250,20 @@ func (a *App) clusterOf(of agentjob.Identity, catalogue *catalogue) (*cluster.Cl
 		TargetNamespaces: func() []string { return targetNamespaces(a.config, catalogue.of(of.Pool.Name)) },
 		Logger:           a.log, Clock: time.Now, OnChange: func() { a.jobsChanged(of.Pool) },
 	})
+}
+
+// mark tells the agents' namespace of this cluster from every other: by its ServiceAccount
+// default, which Kubernetes makes with it and which the scaler may read. Where there is none,
+// nothing does.
+func (a *App) mark(ctx context.Context) (string, error) {
+	account, err := a.kube.CoreV1().ServiceAccounts(a.config.Namespace).Get(ctx, "default", metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err), apierrors.IsForbidden(err):
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("the ServiceAccount %s/default can't be read: %w", a.config.Namespace, err)
+	}
+	return string(account.UID), nil
 }
 
 // targetNamespaces are those that builds of the pool have rights in now, or may have had

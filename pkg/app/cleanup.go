@@ -24,6 +24,8 @@ var ErrLeft = errors.New("something is left")
 type CleanupOptions struct {
 	Wait    time.Duration // For builds that run; 0 leaves them at once.
 	Timeout time.Duration // For everything.
+	// TakeOver removes what another installation with the same id has in the pools.
+	TakeOver bool
 }
 
 const (
@@ -142,9 +144,13 @@ func (c *cleanup) cleanPool(ctx context.Context, name string, catalogue *catalog
 	if k.Cluster, err = c.clusterOf(settings.Identity, catalogue); err != nil {
 		return err
 	}
+	config := loopConfig(c.config, settings)
+	if !c.options.TakeOver {
+		config.Mark = c.mark
+	}
 	acted := false
 	left := scaler.Leave(ctx, scaler.LeaveConfig{
-		Config: loopConfig(c.config, settings), Wait: c.options.Wait, Patience: c.patience, Unreachable: unreachable, Every: leaveEvery,
+		Config: config, Wait: c.options.Wait, Patience: c.patience, Unreachable: unreachable, Every: leaveEvery,
 		Tell: func(done, what string) {
 			c.mu.Lock()
 			acted = true
@@ -211,7 +217,7 @@ func (c *cleanup) remedy(r remainder) string {
 	case scaler.RemainderBuild:
 		return "wait until the builds end, or cancel them in Azure DevOps, and run scaler cleanup again: until then their Jobs, RoleBindings and registrations stay"
 	case scaler.RemainderPool:
-		return fmt.Sprintf("run scaler cleanup again when the service answers; or delete the agents in the settings of pool %s, those whose names begin with %s or %s",
+		return fmt.Sprintf("run scaler cleanup again when the service answers; or, unless another installation has them, delete the agents in the settings of pool %s, those whose names begin with %s or %s",
 			r.of.Pool.Name, agentjob.NamePrefix(r.of.Instance), agentjob.PlaceholderPrefix(r.of.Instance))
 	case scaler.RemainderJob, scaler.RemainderObject:
 		if r.of.Instance == "" {

@@ -41,6 +41,9 @@ func (s *Scaler) cycle(ctx context.Context) time.Duration {
 // retryAfter is the wait after a cycle that made no plan: it doubles from the
 // busy interval to the idle one, so that a service that is down is not pressed.
 func (s *Scaler) retryAfter() time.Duration {
+	if s.Status().Rival != "" {
+		return s.config.RecheckEvery
+	}
 	return plan.Backoff(s.failures, s.config.PollBusy, max(s.config.PollIdle, s.config.PollBusy))
 }
 
@@ -68,7 +71,9 @@ func (s *Scaler) snapshot(ctx context.Context) (snapshot plan.Snapshot, stale, o
 		return plan.Snapshot{}, stale, false
 	}
 	s.memory.reserve(requests)
-	s.readAgents(ctx, jobs, classes)
+	if !s.readAgents(ctx, jobs, classes) {
+		return plan.Snapshot{}, stale, false
+	}
 	s.readParallelJobs(ctx)
 	snapshot = plan.Snapshot{
 		Now: s.now(), Pool: s.config.Pool, Requests: requests, Jobs: jobs, Classes: classes.Usable, Broken: classes.Broken,
@@ -164,21 +169,32 @@ func (s *Scaler) postpone(why string) {
 
 // readAgents learns from the agents list, now and then and when the classes have
 // changed, which agents are disabled, which registrations have no Job any more, and
-// which placeholders there have to be.
-func (s *Scaler) readAgents(ctx context.Context, jobs []agentpool.AgentJob, classes Classes) {
-	wanted := s.config.placeholders(classes.Usable)
-	if s.now().Before(s.due.agents) && maps.Equal(wanted, s.standing) {
-		return
+// which placeholders there have to be. It reports whether this installation may work for the
+// pool, as far as that is known.
+func (s *Scaler) readAgents(ctx context.Context, jobs []agentpool.AgentJob, classes Classes) bool {
+	if !s.identify(ctx) {
+		return false
+	}
+	wanted := s.placeholders(classes.Usable)
+	if s.now().Before(s.due.agents) && maps.Equal(wanted, s.standing) && (s.alone || s.mark == "") {
+		return true
 	}
 	agents, err := s.agents(ctx)
 	if err != nil {
-		return
+		if !s.alone && s.mark != "" {
+			s.postpone("whether another installation has the same id can't be asked: " + err.Error())
+		}
+		return s.alone || s.mark == ""
+	}
+	if !s.isAlone(ctx, agents) {
+		return false
 	}
 	s.memory.learn(agents, s.config.ours)
 	s.memory.stillRegistered(jobs, agents)
 	s.memory.miss(jobs, agents, s.config.SweepGrace, s.now())
 	s.sweepRegistrations(ctx, agents, jobs)
 	s.keepPlaceholders(ctx, agents, wanted, classes)
+	return true
 }
 
 // agents reads the list and says so when it can't.

@@ -35,8 +35,6 @@ type LeaveConfig struct {
 	// Unreachable is how long the service may fail to answer until what the pods show has to do.
 	Unreachable time.Duration
 	Every       time.Duration // Between looks.
-	// KeepPool says that what is in the pool is not this installation's to remove.
-	KeepPool bool
 	// Tell is called with each thing that was done, from several goroutines.
 	Tell func(done, what string)
 }
@@ -155,13 +153,14 @@ func (l *leaving) look(ctx context.Context) (whole bool) {
 
 // askPool reads the pool's agents, and notes since when that fails.
 func (l *leaving) askPool(ctx context.Context) {
-	if l.config.KeepPool {
-		return
-	}
 	asked := l.now()
 	call, cancel := context.WithTimeout(ctx, l.config.CallTimeout)
 	defer cancel()
 	l.agents, l.unasked = l.service.Agents(call, l.Scaler.config.Pool.ID)
+	if l.unasked == nil && (!l.identify(ctx) || !l.isAlone(ctx, l.agents)) {
+		// What is in the pool may be the other one's.
+		l.unasked = errors.New(l.Status().Waiting)
+	}
 	switch {
 	case l.unasked == nil:
 		l.refused = time.Time{}
@@ -194,13 +193,13 @@ func (l *leaving) endJob(ctx context.Context, job agentpool.AgentJob) {
 	case job.Finished():
 		l.endFinished(ctx, job)
 	case job.RanBuild:
-		if l.unasked == nil && !l.config.KeepPool {
+		if l.unasked == nil {
 			l.disable(ctx, job)
 		}
 		l.leave(RemainderBuild, "agent "+job.Name, errRuns)
 	case job.Deleting:
 		l.leave(RemainderJob, "agent "+job.Name, errors.New("it is being ended"))
-	case l.unasked != nil, l.config.KeepPool:
+	case l.unasked != nil:
 		l.endUnasked(ctx, job)
 	default:
 		ended, err := l.takeOut(ctx, job)
@@ -220,7 +219,7 @@ var errRuns = errors.New("its build runs: it is disabled, so that it gets no oth
 // endFinished removes what is left of an agent whose build is over. Its sidecar may be about
 // to remove the registration: whoever comes second finds it gone.
 func (l *leaving) endFinished(ctx context.Context, job agentpool.AgentJob) {
-	if l.unasked == nil && !l.config.KeepPool && !l.isListedGone(job.Name) {
+	if l.unasked == nil && !l.isListedGone(job.Name) {
 		l.deregister(ctx, job)
 	}
 	if err := l.cluster.Delete(ctx, job); err != nil {
@@ -239,7 +238,7 @@ func (l *leaving) isListedGone(name string) bool {
 // over: its entrypoint then asks the service itself, as it does on a node that is drained.
 func (l *leaving) endUnasked(ctx context.Context, job agentpool.AgentJob) {
 	deleted, err := l.cluster.DeleteUnstarted(ctx, job)
-	waits := job.Ready && (l.config.KeepPool || l.isUnreachable())
+	waits := job.Ready && l.isUnreachable()
 	switch {
 	case err != nil:
 		l.giveUpRights(ctx, job, err)
@@ -274,9 +273,6 @@ func (l *leaving) giveUpRights(ctx context.Context, job agentpool.AgentJob, caus
 // placeholders: before, they keep builds queued that an agent which still runs may take.
 func (l *leaving) emptyPool(ctx context.Context, jobs []agentpool.AgentJob, known, last bool) {
 	instance := l.Scaler.config.Instance
-	if l.config.KeepPool {
-		return
-	}
 	if l.unasked != nil {
 		l.leave(RemainderPool, fmt.Sprintf("agents %s… and %s… of pool %s, as far as there are any", agentjob.NamePrefix(instance), agentjob.PlaceholderPrefix(instance), l.Scaler.config.Pool.Name), l.unasked)
 		return

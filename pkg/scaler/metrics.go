@@ -101,7 +101,7 @@ func (m *Metrics) swept(pool, kind string, n int) {
 type stateCollector struct {
 	queueDepth, oldestWait, requests, agents, stuck, skipped, lastPoll, blocked *prometheus.Desc
 
-	mismatch, warm, warmWanted, leading, leaked, duplicates, surplus *prometheus.Desc
+	mismatch, warm, warmWanted, leading, leaked, duplicates, surplus, rival *prometheus.Desc
 
 	mu    sync.Mutex
 	pools []watched
@@ -129,6 +129,7 @@ func newStateCollector() *stateCollector {
 		mismatch:   desc("azp_scaler_class_mismatch", "Whether the agents of a class were found to lack what it claims (1 or 0).", "pool", "class"),
 		warm:       desc("azp_scaler_warm_agents", "Agents that wait, or start to wait, beyond need, of classes that keep some.", "pool", "class"),
 		leading:    desc("azp_scaler_leading", "Whether this replica serves the pool (1), or stands by (0) and has none of the pool's other gauges.", "pool"),
+		rival:      desc("azp_scaler_instance_taken", "Whether another installation with the same id has placeholders in the pool (1 or 0); while it has, this one does nothing there.", "pool"),
 		leaked:     desc("azp_scaler_leaked", "Things of ours that should be gone and are not, for twice AZP_SWEEP_GRACE: finished Jobs whose build still has rights, Jobs that were deleted, and registrations without an unfinished Job. Always 0 if all is well.", "pool"),
 		duplicates: desc("azp_scaler_duplicates", "Agents without a build that were made for a request which had one already, though that one was not counted for another request. Always 0 if all is well.", "pool", "class"),
 		surplus:    desc("azp_scaler_surplus", "Agents without a build, beyond need and min-idle, which are still there a minute after AZP_IDLE_LIMIT. Always 0 if all is well.", "pool", "class"),
@@ -144,7 +145,7 @@ func (c *stateCollector) add(pool string, status func() Status, now func() time.
 
 // Describe implements prometheus.Collector.
 func (c *stateCollector) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{c.queueDepth, c.oldestWait, c.requests, c.agents, c.stuck, c.skipped, c.lastPoll, c.blocked, c.mismatch, c.warm, c.warmWanted, c.leading, c.leaked, c.duplicates, c.surplus} {
+	for _, desc := range []*prometheus.Desc{c.queueDepth, c.oldestWait, c.requests, c.agents, c.stuck, c.skipped, c.lastPoll, c.blocked, c.mismatch, c.warm, c.warmWanted, c.leading, c.leaked, c.duplicates, c.surplus, c.rival} {
 		descs <- desc
 	}
 }
@@ -190,6 +191,11 @@ func (c *stateCollector) collect(metrics chan<- prometheus.Metric, w watched) {
 			gauge(c.agents, float64(phases[phase]), class, phase.String())
 		}
 	}
+	taken := 0.0
+	if status.Rival != "" {
+		taken = 1
+	}
+	gauge(c.rival, taken)
 	gauge(c.leaked, float64(status.Invariants.Leaked))
 	for class, n := range status.Invariants.Duplicates {
 		gauge(c.duplicates, float64(n), class)

@@ -14,10 +14,10 @@ func (c Config) ours(name string) bool {
 }
 
 // placeholders names the placeholder of each class, with the class.
-func (c Config) placeholders(classes []agentpool.AgentClass) map[string]string {
+func (s *Scaler) placeholders(classes []agentpool.AgentClass) map[string]string {
 	wanted := make(map[string]string, len(classes))
 	for _, class := range classes {
-		wanted[agentjob.PlaceholderName(c.Instance, class.Name, class.Claims)] = class.Name
+		wanted[s.placeholder(class)] = class.Name
 	}
 	return wanted
 }
@@ -34,7 +34,7 @@ func (s *Scaler) keepPlaceholders(ctx context.Context, agents []agentpool.Agent,
 	}
 	var missing []agentpool.AgentClass
 	for _, class := range classes.Usable {
-		if !there[agentjob.PlaceholderName(s.config.Instance, class.Name, class.Claims)] {
+		if !there[s.placeholder(class)] {
 			missing = append(missing, class)
 		}
 	}
@@ -73,8 +73,8 @@ func (s *Scaler) keepPlaceholders(ctx context.Context, agents []agentpool.Agent,
 func (s *Scaler) addPlaceholders(ctx context.Context, classes []agentpool.AgentClass) bool {
 	failed := make(chan string, len(classes))
 	run(ctx, s, classes, func(ctx context.Context, class agentpool.AgentClass) {
-		name := agentjob.PlaceholderName(s.config.Instance, class.Name, class.Claims)
-		err := s.service.AddPlaceholder(ctx, s.config.Pool.ID, name, class.Claims)
+		name := s.placeholder(class)
+		err := s.service.AddPlaceholder(ctx, s.config.Pool.ID, name, s.placeholderClaims(class))
 		if err == nil {
 			s.complain.isNew("placeholder "+class.Name, "")
 			s.log.Info("registered the placeholder of a class", "class", class.Name, "agent", name)

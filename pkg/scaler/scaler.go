@@ -109,6 +109,9 @@ type Config struct {
 	ParallelEvery time.Duration
 	// OtherPools gives how many builds run in the pools of the other loops; nil is none.
 	OtherPools func() int
+	// Mark gives what tells this cluster and namespace from every other, empty where nothing
+	// does; nil does without the check.
+	Mark func(ctx context.Context) (string, error)
 	// History tells how builds have ended, for their lines in the log; nil writes none.
 	History History
 }
@@ -140,6 +143,10 @@ type Scaler struct {
 	parallel int
 	failures int // Cycles in a row that made no plan.
 	builds   *buildLog
+	mark     string         // Of the cluster, once marked says so.
+	marks    map[int]string // Of placeholders, by the number of the agent.
+	marked   bool
+	alone    bool // No other installation has the same id, as the last list of agents shows.
 	complain *changes
 }
 
@@ -163,6 +170,7 @@ func (s *Scaler) forget() {
 	s.memory, s.complain = newMemory(), newChanges()
 	s.due.agents, s.due.sweep, s.due.check, s.due.parallel = time.Time{}, time.Time{}, time.Time{}, time.Time{}
 	s.blocked, s.standing, s.parallel, s.failures = nil, nil, 0, 0
+	s.mark, s.marks, s.marked, s.alone = "", nil, false, false
 	s.recheck.Store(false)
 	s.turned.Store(nil)
 	s.status.Store(&Status{Pool: s.config.Pool.Name, Standby: true})

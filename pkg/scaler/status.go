@@ -27,6 +27,8 @@ type Status struct {
 	// them up.
 	NotGettingOn map[string]map[agentpool.Reason]int
 	Invariants   Invariants
+	// Rival tells of another installation with the same id; while there is one nothing is done.
+	Rival string
 }
 
 // Status gives what the last cycle came to.
@@ -57,6 +59,8 @@ func (s *Scaler) NotReady(now time.Time) string {
 		return ""
 	case status.Standby:
 		return "the cache of Jobs and pods is not filled yet"
+	case status.Rival != "":
+		return status.Rival
 	case status.LastPoll.IsZero():
 		return "pool " + status.Pool + " has not been read yet: " + status.Waiting
 	case now.Sub(status.LastPoll) > limit:
