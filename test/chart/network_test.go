@@ -2,6 +2,7 @@ package chart_test
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -77,14 +78,36 @@ func TestNetworkOfBuilds(t *testing.T) {
 	}
 }
 
-// TestNetworkOfTheScaler is open at its port alone, to whom the values say.
+// TestNetworkOfTheScaler is open at its port alone, to the agents and to whom the values say.
 func TestNetworkOfTheScaler(t *testing.T) {
 	t.Parallel()
 	objects := render(t, examples(t)["everything"])
 	policy := find[networkingv1.NetworkPolicy](t, objects, "NetworkPolicy", "azp", "azp-scaler")
 	rule := policy.Spec.Ingress[0]
-	if rule.Ports[0].Port.String() != "http" || rule.From[0].NamespaceSelector.MatchLabels["kubernetes.io/metadata.name"] != "monitoring" {
+	var from []string
+	for _, peer := range rule.From {
+		from = append(from, peer.NamespaceSelector.MatchLabels["kubernetes.io/metadata.name"])
+	}
+	if rule.Ports[0].Port.String() != "http" || !slices.Equal(from, []string{"azp-agents", "monitoring"}) {
 		t.Errorf("ingress %+v", rule)
+	}
+	// Pods tell the scaler of their claims.
+	agents := find[networkingv1.NetworkPolicy](t, objects, "NetworkPolicy", "azp-agents", "azp-scaler-agents")
+	open := slices.ContainsFunc(agents.Spec.Egress, func(rule networkingv1.NetworkPolicyEgressRule) bool {
+		return slices.ContainsFunc(rule.To, func(peer networkingv1.NetworkPolicyPeer) bool {
+			if peer.PodSelector == nil || peer.NamespaceSelector.MatchLabels["kubernetes.io/metadata.name"] != "azp" {
+				return false
+			}
+			for key, value := range peer.PodSelector.MatchLabels {
+				if scalerPod(t, objects).Labels[key] != value {
+					return false
+				}
+			}
+			return len(rule.Ports) == 1 && rule.Ports[0].Port.String() == "http"
+		})
+	})
+	if !open {
+		t.Errorf("the agents do not reach the scaler: %+v", agents.Spec.Egress)
 	}
 	for key, value := range policy.Spec.PodSelector.MatchLabels {
 		if scalerPod(t, objects).Labels[key] != value {

@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -203,13 +204,20 @@ func TestAuthority(t *testing.T) {
 	}
 }
 
-// TestCleanup ends in any case, and does not hold up a later one.
+// TestCleanup ends in any case, by itself before Kubernetes ends it, and does not hold up a later one.
 func TestCleanup(t *testing.T) {
 	t.Parallel()
-	for deadline, values := range map[int64]string{290: "{}", 60: "{deadlineSeconds: 60}"} {
+	for values, want := range map[string][]string{"{}": {"cleanup", "--wait=150s", "--timeout=240s"}, "{waitSeconds: 0}": {"cleanup", "--wait=0s", "--timeout=90s"}} {
 		job := find[batchv1.Job](t, render(t, minimal+"cleanup: "+values), "Job", "azp", "azp-scaler-cleanup")
-		if got := job.Spec.ActiveDeadlineSeconds; got == nil || *got != deadline {
-			t.Errorf("with %s the Job may take %v", values, got)
+		if diff := cmp.Diff(want, job.Spec.Template.Spec.Containers[0].Args); diff != "" {
+			t.Errorf("arguments (-want +got):\n%s", diff)
+		}
+		own, err := time.ParseDuration(strings.TrimPrefix(want[2], "--timeout="))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if deadline := job.Spec.ActiveDeadlineSeconds; deadline == nil || time.Duration(*deadline)*time.Second <= own || time.Duration(*deadline)*time.Second > own+time.Minute {
+			t.Errorf("with %s the Job may take %v", values, deadline)
 		}
 		if job.Spec.BackoffLimit == nil || *job.Spec.BackoffLimit != 0 || job.Annotations["helm.sh/hook"] != "pre-delete" || !strings.Contains(job.Annotations["helm.sh/hook-delete-policy"], "before-hook-creation") {
 			t.Errorf("Job %+v, annotations %v", job.Spec, job.Annotations)

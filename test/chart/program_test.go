@@ -109,7 +109,8 @@ func TestDefaultsAreTheScalersOwn(t *testing.T) {
 	for _, name := range []string{"AZP_URL", "AZP_POOL", "AZP_NAMESPACE", "AZP_AGENT_IMAGE"} {
 		needed[name] = variables[name]
 	}
-	delete(variables, "AZP_TOKEN_FILE") // It has no default.
+	delete(variables, "AZP_TOKEN_FILE")   // It has no default.
+	delete(variables, "AZP_CALLBACK_URL") // The Service, which is not known without a chart.
 	if diff := differences(read(t, needed), read(t, variables)); diff != "" {
 		t.Errorf("with the chart's defaults the scaler does not do what it does by itself (-itself +chart):\n%s", diff)
 	}
@@ -201,7 +202,7 @@ func TestEverySettingHasAValue(t *testing.T) {
 		"AZP_RELEASE": "other", "AZP_NAMESPACE": "builders", "AZP_MAX_AGENTS": "7", "AZP_MAX_CREATIONS": "8", "AZP_RESPECT_PARALLEL_JOBS": "false",
 		"AZP_POLL_BUSY": "3s", "AZP_POLL_IDLE": "11s", "AZP_IDLE_LIMIT": "61s", "AZP_MAX_IDLE_AGE": "25h", "AZP_STARTUP_LIMIT": "11m", "AZP_CONFIGURE_LIMIT": "3m",
 		"AZP_GRACE_PERIOD": "2h", "AZP_JOB_TTL": "3h", "AZP_BACKOFF_MIN": "11s", "AZP_BACKOFF_MAX": "11m", "AZP_SWEEP_INTERVAL": "62s", "AZP_SWEEP_GRACE": "3m",
-		"AZP_LEADER_ELECTION": "false", "AZP_LISTEN": ":8080", "AZP_LOG_LEVEL": "warn", "AZP_LOG_FORMAT": "text",
+		"AZP_LEADER_ELECTION": "false", "AZP_LISTEN": ":8080", "AZP_CALLBACK_URL": "http://azp-scaler.azp:8080", "AZP_LOG_LEVEL": "warn", "AZP_LOG_FORMAT": "text",
 		"AZP_AGENT_IMAGE": "r.example/agent:v1", "AZP_AGENT_IMAGE_PULL_POLICY": "Always", "AZP_AGENT_IMAGE_PULL_SECRETS": "one,two", "AZP_AGENT_SOURCE": "download",
 		"AZP_AGENT_VERSION": "4.1.2", "AZP_REGISTRATION": "jit", "AZP_AGENT_TOKEN_SECRET": "agents-token", "AZP_AGENT_TOKEN_SECRET_KEY": "pat", "AZP_AGENT_CA_CONFIGMAP": "agents-ca",
 		"AZP_AGENT_PROXY_URL": "http://q:1", "AZP_AGENT_NO_PROXY": ".inside", "AZP_AGENT_PROXY_SECRET": "q",

@@ -56,7 +56,7 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		"no certificate":             {"ca: {certificate: /etc/ssl/ca.pem}", "at '/ca/certificate'"},
 		"variable without a name":    {"extraEnv: [{value: a}]", "at '/extraEnv/0': missing property 'name'"},
 		"label that is no string":    {"podLabels: {a: 1}", "at '/podLabels/a': got number, want string"},
-		"clean-up without an end":    {"cleanup: {deadlineSeconds: 0}", "at '/cleanup/deadlineSeconds'"},
+		"wait below zero":            {"cleanup: {waitSeconds: -1}", "at '/cleanup/waitSeconds'"},
 		"port":                       {"service: {port: 70000}", "at '/service/port'"},
 		"address range":              {"networkPolicy: {agents: {cidrs: [10.0.0.1]}}", "at '/networkPolicy/agents/cidrs/0'"},
 

@@ -63,6 +63,7 @@ clean-up. Each has the same settings, so that the two others see what the first 
   (list "AZP_SWEEP_GRACE" $v.scaler.sweepGrace)
   (list "AZP_LEADER_ELECTION" $v.scaler.leaderElection)
   (list "AZP_LISTEN" ":8080")
+  (list "AZP_CALLBACK_URL" (printf "http://%s.%s:%d" (include "azp-scaler.fullname" .) .Release.Namespace (int $v.service.port)))
   (list "AZP_LOG_LEVEL" $v.scaler.logLevel)
   (list "AZP_LOG_FORMAT" $v.scaler.logFormat)
 }}
