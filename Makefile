@@ -84,7 +84,7 @@ simulate: ## Run the loop through random histories in virtual time (SEEDS=10000 
 # What grows with the time it is given. make test runs the same with fewer cases, and most of the end-to-end tests
 # with agents that are registered in one of the two ways.
 .PHONY: nightly
-nightly: need-cc simulate ## Run the simulation and the property tests at length (SEEDS=10000 PLAN_CHECKS=100000), fuzz every parser, kill at each call, and run end to end with either registration (ROTATION_BUILDS=200).
+nightly: need-cc simulate ## Run the simulation and the property tests at length (SEEDS=10000 PLAN_CHECKS=100000), fuzz every parser, plant defects, run end to end with either registration (ROTATION_BUILDS=200), kill at each call, and make chaos.
 	@$(GO) test -run '^$$' -bench Growth -benchtime 3x ./pkg/plan
 	@PLAN_CHECKS=$${PLAN_CHECKS:-100000} CGO_ENABLED=1 \
 	  $(GO) test -race -count=1 -timeout 6h $(TEST_FLAGS) ./pkg/plan
@@ -92,6 +92,8 @@ nightly: need-cc simulate ## Run the simulation and the property tests at length
 	@E2E_REGISTRATION=both ROTATION_BUILDS=$${ROTATION_BUILDS:-200} CGO_ENABLED=1 \
 	  $(GO) test -race -count=1 -parallel $(E2E_PARALLEL) -timeout 2h $(TEST_FLAGS) ./test/e2e
 	@$(MAKE) kill-matrix
+	@$(MAKE) chaos
+	@$(MAKE) mutation
 
 # Each system mostly waits, so two processors carry four of them.
 .PHONY: kill-matrix
