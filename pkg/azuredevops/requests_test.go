@@ -40,7 +40,7 @@ func TestJobRequests(t *testing.T) {
 				LockedUntil: at("2026-01-02T03:14:07.000001Z"),
 				Demands:     []agentpool.Demand{{Name: "npm"}, {Name: "java", Op: agentpool.AtLeast, Value: "17"}, {Name: "Agent.OS", Op: agentpool.Equals, Value: "Linux"}},
 				Reserved:    agentpool.AgentRef{ID: 8, Name: "a8"}, Matched: []agentpool.AgentRef{{ID: 8, Name: "a8"}, {ID: 9, Name: "a9"}}, MatchesAll: true, Priority: 2,
-				Definition: agentpool.Link{ID: 3, Name: "app", URL: "https://x/d"}, Run: agentpool.Link{ID: 44, Name: "20260102.1", URL: "https://x/r"}, PlanType: "Build", ParallelJobs: "Private",
+				Definition: agentpool.Link{ID: 3, Name: "app", URL: "https://x/d"}, Run: agentpool.Link{ID: 44, Name: "20260102.1", URL: "https://x/r"}, Project: "not a guid", PlanType: "Build", ParallelJobs: "Private",
 			},
 		},
 		"defaults left out":           {`{"requestId":1}`, agentpool.JobRequest{ID: 1, PoolID: 5}},
