@@ -3,6 +3,7 @@ package chart_test
 import (
 	"context"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -231,6 +232,13 @@ func TestCleanup(t *testing.T) {
 // TestCommands of the hooks are understood by the scaler: it gets as far as its settings.
 func TestCommands(t *testing.T) {
 	t.Parallel()
+	scaler := filepath.Join(t.TempDir(), "scaler")
+	// Compiling has the time that the test has.
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", scaler, "./cmd/scaler")
+	build.Dir = dir.Root
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	for of, pod := range pods(t, render(t, minimal)) {
@@ -238,9 +246,7 @@ func TestCommands(t *testing.T) {
 		if len(args) == 0 {
 			continue // The scaler itself.
 		}
-		command := exec.CommandContext(ctx, "go", append([]string{"run", "./cmd/scaler"}, args...)...)
-		command.Dir = dir.Root
-		out, err := command.CombinedOutput()
+		out, err := exec.CommandContext(ctx, scaler, args...).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), "AZP_URL is not set") || strings.Contains(string(out), "Usage:") {
 			t.Errorf("%s: scaler %v: want nothing but the settings to be missing, got %v:\n%s", of, args, err, out)
 		}
