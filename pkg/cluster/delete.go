@@ -30,17 +30,26 @@ const looks = 3
 // caller has made sure that its agent has no build. A Job that is gone, or that
 // is another one of the same name, is no error.
 func (c *Cluster) DeleteJob(ctx context.Context, name, uid string) error {
-	job, err := c.getJob(ctx, name)
-	if errors.Is(err, ErrNotFound) {
-		return nil
-	}
-	if err != nil {
+	job, err := c.ourJob(ctx, name, uid)
+	if err != nil || job == nil {
 		return err
 	}
-	if string(job.UID) != uid || !c.isOurs(job) {
-		return nil
-	}
 	return c.deleteJob(ctx, job)
+}
+
+// ourJob reads a Job of ours live; nil without an error is one that is gone, or another one
+// of the same name.
+func (c *Cluster) ourJob(ctx context.Context, name, uid string) (*batchv1.Job, error) {
+	job, err := c.getJob(ctx, name)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil, nil //nolint:nilnil // Nothing to be done is no error.
+	case err != nil:
+		return nil, err
+	case string(job.UID) != uid || !c.isOurs(job):
+		return nil, nil //nolint:nilnil // As above.
+	}
+	return job, nil
 }
 
 // deleteJob takes the rights first: the Job is the record of where they are, so
@@ -108,14 +117,11 @@ func (c *Cluster) DeleteUnstarted(ctx context.Context, name, uid string) (delete
 
 // deleteUnstarted is one look, and what follows from it.
 func (c *Cluster) deleteUnstarted(ctx context.Context, name, uid string) (bool, error) {
-	job, err := c.getJob(ctx, name)
-	if errors.Is(err, ErrNotFound) {
-		return true, nil
-	}
+	job, err := c.ourJob(ctx, name, uid)
 	if err != nil {
 		return false, err
 	}
-	if string(job.UID) != uid || !c.isOurs(job) || job.DeletionTimestamp != nil {
+	if job == nil || job.DeletionTimestamp != nil {
 		return true, nil
 	}
 	pods, err := c.podsOf(ctx, job)

@@ -71,15 +71,9 @@ func (c *Cluster) Ensure(ctx context.Context, job *batchv1.Job, register Registe
 // runs already, has ended, is being deleted or is gone is left alone: then there
 // is nothing to complete, and that is no error.
 func (c *Cluster) Complete(ctx context.Context, name, uid string) error {
-	job, err := c.getJob(ctx, name)
-	if errors.Is(err, ErrNotFound) {
-		return nil
-	}
-	if err != nil {
+	job, err := c.ourJob(ctx, name, uid)
+	if err != nil || job == nil || !c.usable(job) {
 		return err
-	}
-	if string(job.UID) != uid || !c.usable(job) {
-		return nil
 	}
 	_, err = c.complete(ctx, job, nil)
 	return err

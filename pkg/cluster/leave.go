@@ -12,11 +12,8 @@ import (
 // its build in the target namespaces: for an uninstall that may not touch them any more.
 // The ServiceAccount that they name goes with the Job, so they give nobody anything.
 func (c *Cluster) DeleteJobLeavingRights(ctx context.Context, name, uid string) error {
-	job, err := c.getJob(ctx, name)
-	if errors.Is(err, ErrNotFound) {
-		return nil
-	}
-	if err != nil || string(job.UID) != uid || !c.isOurs(job) {
+	job, err := c.ourJob(ctx, name, uid)
+	if err != nil || job == nil {
 		return err
 	}
 	return c.deleteOnly(ctx, job, "")
