@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
@@ -143,7 +142,7 @@ func (l *leaving) look(ctx context.Context) (whole bool) {
 		jobs = nil
 		l.leave(RemainderObject, "the Jobs of agents", fmt.Errorf("they can't be listed: %w", err))
 	}
-	l.each(ctx, jobs, l.endJob)
+	each(ctx, ctx, l.config.Config, jobs, l.endJob) // What has begun ends with ctx, too.
 	waited := l.now().Sub(l.began) >= l.config.Wait
 	builds := slices.ContainsFunc(l.left, func(r Remainder) bool { return r.Kind == RemainderBuild })
 	l.emptyPool(ctx, jobs, err == nil, waited || !builds)
@@ -167,24 +166,6 @@ func (l *leaving) askPool(ctx context.Context) {
 	case l.refused.IsZero():
 		l.refused = asked
 	}
-}
-
-// each does something for all Jobs, a few at once, until ctx ends.
-func (l *leaving) each(ctx context.Context, jobs []agentpool.AgentJob, operate func(context.Context, agentpool.AgentJob)) {
-	var group errgroup.Group
-	group.SetLimit(l.config.Concurrency)
-	for _, job := range jobs {
-		if ctx.Err() != nil {
-			break
-		}
-		group.Go(func() error {
-			call, cancel := context.WithTimeout(ctx, l.config.CallTimeout)
-			defer cancel()
-			operate(call, job)
-			return nil
-		})
-	}
-	_ = group.Wait() // The operations report for themselves.
 }
 
 // endJob sees to one Job.

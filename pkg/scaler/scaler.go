@@ -256,14 +256,19 @@ func (s *Scaler) loop(ctx context.Context) error {
 // One that fails never keeps the others from running. An operation that has begun is
 // finished even when ctx ends, within the call time-out; no new one is begun.
 func run[T any](ctx context.Context, s *Scaler, items []T, operate func(context.Context, T)) {
+	each(ctx, context.WithoutCancel(ctx), s.config, items, operate)
+}
+
+// each is run with calls that end with a context of their own.
+func each[T any](ctx, calls context.Context, config Config, items []T, operate func(context.Context, T)) {
 	var group errgroup.Group
-	group.SetLimit(s.config.Concurrency)
+	group.SetLimit(config.Concurrency)
 	for _, item := range items {
 		if ctx.Err() != nil {
 			break
 		}
 		group.Go(func() error {
-			call, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.CallTimeout)
+			call, cancel := context.WithTimeout(calls, config.CallTimeout)
 			defer cancel()
 			operate(call, item)
 			return nil
