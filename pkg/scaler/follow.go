@@ -6,8 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 )
 
@@ -42,9 +40,10 @@ func (s *Scaler) follow(ctx context.Context) error {
 // attend goes through the Jobs once. It waits for nothing: taking away the rights of many
 // must not keep an agent with a build enabled.
 func (s *Scaler) attend(ctx context.Context, jobs []agentpool.AgentJob, claimed, ended, leaving *errands) {
+	failed := false
 	for _, job := range jobs {
 		job = s.memory.remember(job)
-		s.observe(job)
+		failed = s.observe(job) || failed
 		if s.isToDeregister(job) {
 			leaving.start(ctx, job, s.deregister)
 		}
@@ -56,6 +55,9 @@ func (s *Scaler) attend(ctx context.Context, jobs []agentpool.AgentJob, claimed,
 		case job.RanBuild && !s.memory.isDisabled(job.Name):
 			claimed.start(ctx, job, s.disable)
 		}
+	}
+	if failed {
+		s.Wake() // Each is to be replaced.
 	}
 }
 
@@ -93,7 +95,7 @@ func (s *Scaler) deregister(ctx context.Context, job agentpool.AgentJob) (done b
 type errands struct {
 	scaler *Scaler
 	retry  time.Duration // After a failure.
-	group  errgroup.Group
+	group  sync.WaitGroup
 
 	mu      sync.Mutex
 	running map[string]bool      // By UID.
@@ -102,9 +104,7 @@ type errands struct {
 }
 
 func newErrands(s *Scaler, retry time.Duration) *errands {
-	e := &errands{scaler: s, retry: retry, running: map[string]bool{}, again: map[string]time.Time{}}
-	e.group.SetLimit(s.config.Concurrency)
-	return e
+	return &errands{scaler: s, retry: retry, running: map[string]bool{}, again: map[string]time.Time{}}
 }
 
 // start begins an operation unless one is under way for the Job, or has just failed, or too
@@ -114,28 +114,29 @@ func (e *errands) start(ctx context.Context, job agentpool.AgentJob, operate fun
 	if !e.begin(job.UID) {
 		return
 	}
-	begun := e.group.TryGo(func() error {
+	e.group.Go(func() {
 		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.scaler.config.CallTimeout)
 		defer cancel()
 		e.end(job.UID, operate(call, job))
-		return nil
 	})
-	if !begun {
-		e.postpone(job.UID)
-	}
 }
 
+// begin takes a turn, if there is one to be had.
 func (e *errands) begin(uid string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.running[uid] || e.scaler.now().Before(e.again[uid]) {
 		return false
 	}
+	if len(e.running) >= e.scaler.config.Concurrency {
+		e.crowded = true
+		return false
+	}
 	e.running[uid] = true
 	return true
 }
 
-// end leaves the turn to another.
+// end leaves the turn to another, and asks for a look if one waits for it.
 func (e *errands) end(uid string, done bool) {
 	now := e.scaler.now()
 	e.mu.Lock()
@@ -151,19 +152,12 @@ func (e *errands) end(uid string, done bool) {
 	}
 }
 
-// postpone has the next operation that ends ask for another look.
-func (e *errands) postpone(uid string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.running, uid)
-	e.crowded = true
-}
-
 // wait waits for what is under way.
-func (e *errands) wait() { _ = e.group.Wait() } // The operations report for themselves.
+func (e *errands) wait() { e.group.Wait() } // The operations report for themselves.
 
-// observe counts what is new about a Job.
-func (s *Scaler) observe(job agentpool.AgentJob) {
+// observe counts what is new about a Job, and reports whether it has failed before it ran a
+// build.
+func (s *Scaler) observe(job agentpool.AgentJob) (failed bool) {
 	started, finished := s.memory.sight(job)
 	if started && !job.QueuedAt.IsZero() {
 		at := s.now()
@@ -173,15 +167,14 @@ func (s *Scaler) observe(job agentpool.AgentJob) {
 		s.metrics.agentStarted(s.config.Pool.Name, job.Class, max(0, at.Sub(job.QueuedAt)))
 	}
 	if !finished {
-		return
+		return false
 	}
 	if job.Failed() {
 		s.metrics.jobFailed(s.config.Pool.Name, job.Class, job.Reason)
 		s.cluster.Report(job, true, string(job.Reason), job.Message)
 		s.log.Warn("an agent failed before it ran a build", "job", job.Name, "request", job.RequestID, "class", job.Class,
 			"reason", job.Reason, "detail", job.Message, "exit_code", job.ExitCode)
-		s.Wake()
-		return
+		return true
 	}
 	if job.LostBuild() {
 		// Never replaced: the build has begun, and the service alone says whether it is queued
@@ -190,9 +183,10 @@ func (s *Scaler) observe(job agentpool.AgentJob) {
 		s.cluster.Report(job, true, string(job.Reason), job.Message)
 		s.log.Warn("an agent failed while it ran a build", "job", job.Name, "request", job.RequestID, "class", job.Class,
 			"reason", job.Reason, "detail", job.Message, "exit_code", job.ExitCode)
-		return
+		return false
 	}
 	s.log.Info("an agent has ended", "job", job.Name, "request", job.RequestID, "ran_build", job.RanBuild, "reason", job.Reason)
+	return false
 }
 
 func (s *Scaler) endRights(ctx context.Context, job agentpool.AgentJob) (done bool) {

@@ -144,6 +144,29 @@ func TestEndingsKeepNoAgentEnabled(t *testing.T) {
 	})
 }
 
+// TestATurnThatComesFreeIsTaken says that what waits for a turn begins when one comes free, and
+// not when somebody happens to look.
+func TestATurnThatComesFreeIsTaken(t *testing.T) {
+	m := newModel(1, 2, 3)
+	m.rightsTime = 100 * time.Millisecond
+	one := func(c *scaler.Config) { c.Concurrency = 1 }
+	inLoop(t, m, one, func(t *testing.T, b *bench) {
+		for id := range int64(3) {
+			b.start(jobName(id+1, 0))
+			b.claim(id+1, jobName(id+1, 0))
+		}
+		after(5 * time.Second)
+		for id := range int64(3) {
+			b.finish(id + 1)
+		}
+		b.scaler.Notify()
+		after(500 * time.Millisecond)
+		if n := b.rightsLeft(); n != 0 {
+			t.Errorf("%d builds have rights half a second after their end", n)
+		}
+	})
+}
+
 func TestParallelJobsAreRespected(t *testing.T) {
 	m := newModel(1, 2, 3)
 	m.parallel = 2
