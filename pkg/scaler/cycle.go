@@ -189,7 +189,7 @@ func (s *Scaler) readAgents(ctx context.Context, jobs []agentpool.AgentJob, clas
 	if !s.isAlone(ctx, agents) {
 		return false
 	}
-	s.memory.learn(agents, s.config.ours)
+	s.memory.learn(agents, s.config)
 	s.memory.stillRegistered(jobs, agents)
 	s.memory.miss(jobs, agents, s.config.SweepGrace, s.now())
 	s.sweepRegistrations(ctx, agents, jobs)

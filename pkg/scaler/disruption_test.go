@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -77,6 +78,23 @@ func TestALostNodesAgentIsRemoved(t *testing.T) {
 				t.Errorf("nobody is told: %v", b.reported())
 			}
 		})
+	})
+}
+
+// TestALostNodesAgentIsEndedOnce says that it is not ended again for as long as a cache that is
+// late shows it.
+func TestALostNodesAgentIsEndedOnce(t *testing.T) {
+	m := newModel(1)
+	inLoop(t, m, nil, func(t *testing.T, b *bench) {
+		b.start(jobName(1, 0))
+		b.online(jobName(1, 0), false)
+		b.with(func() { delete(m.requests, 1) })
+		b.change(jobName(1, 0), deleting)
+		b.freeze()
+		after(8 * time.Minute)
+		if n := strings.Count(b.log.String(), "ended an agent without a build"); n != 1 || len(b.names()) != 0 {
+			t.Errorf("it was ended %d times, and the Jobs left are %v", n, b.names())
+		}
 	})
 }
 
@@ -159,6 +177,44 @@ func TestRegistrationsWithoutAJobAreSwept(t *testing.T) {
 		after(2 * time.Minute)
 		if b.agent("azp-test-7-92-0").Name != "" {
 			t.Error("the build has ended, and its orphan is still there")
+		}
+	})
+}
+
+// TestASweepTrustsNoCache says that the registration of a Job stays which an earlier life made,
+// and which the cache does not show yet.
+func TestASweepTrustsNoCache(t *testing.T) {
+	m := newModel(1)
+	synctest.Test(t, func(t *testing.T) {
+		first := begin(t, m, nil)
+		first.start(jobName(1, 0))
+		first.stop()
+		m.with(func() {
+			delete(m.requests, 1) // So that no Job is made that has the name.
+			m.cached, m.frozen = nil, true
+		})
+		second := begin(t, m, nil)
+		defer second.stop()
+		after(10 * time.Minute)
+		if second.agent(jobName(1, 0)).Name == "" {
+			t.Error("it is gone")
+		}
+	})
+}
+
+// TestTheNameOfADisabledAgentIsNotUsedAgain says that an agent whose Job is gone, and which keeps
+// its registration for a while, takes nothing from the one that is made when its maker has
+// forgotten it.
+func TestTheNameOfADisabledAgentIsNotUsedAgain(t *testing.T) {
+	m := newModel(1)
+	m.with(func() {
+		m.agents[jobName(1, 0)] = agentpool.Agent{ID: 90, Name: jobName(1, 0), AssignedRequest: 5}
+		m.agents["azp-test-8-1-3"] = agentpool.Agent{ID: 91, Name: "azp-test-8-1-3"} // Of another pool's Jobs.
+	})
+	inLoop(t, m, nil, func(t *testing.T, b *bench) {
+		after(time.Minute)
+		if diff := cmp.Diff([]string{jobName(1, 1)}, b.made()); diff != "" {
+			t.Errorf("made (-want +got):\n%s", diff)
 		}
 	})
 }

@@ -37,6 +37,13 @@ func (m *memory) remember(job agentpool.AgentJob) agentpool.AgentJob {
 // recall is remember for who holds the lock. An agent that is ready has not taken what was
 // assigned to it, and one that has told how it ended needs nobody to speak for it.
 func (m *memory) recall(job agentpool.AgentJob) agentpool.AgentJob {
+	switch id, runs := m.unsuspended[job.UID]; {
+	case !runs:
+	case job.Suspended: // The cache is late, and would make it look like one left half-made.
+		job.Suspended, job.AgentID = false, id
+	default:
+		delete(m.unsuspended, job.UID)
+	}
 	silent := job.Started && !job.Ready && !job.Finished() || job.Finished() && job.Untold
 	if silent && m.reserved[job.Name] {
 		job.RanBuild, job.Untold = true, false

@@ -1,6 +1,7 @@
 package scaler_test
 
 import (
+	"errors"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -107,6 +108,47 @@ func TestAnAgentWhosePodIsToldToEndIsWithdrawn(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestARegistrationThatCanNotBeRemovedIsTriedAgain says that this is not left to the next list
+// of agents.
+func TestARegistrationThatCanNotBeRemovedIsTriedAgain(t *testing.T) {
+	m := newJITModel(1)
+	rarely := func(c *scaler.Config) { c.AgentsEvery = time.Hour }
+	inLoop(t, m, rarely, func(t *testing.T, b *bench) {
+		b.start(jobName(1, 0))
+		b.claim(1, jobName(1, 0))
+		after(3 * time.Second)
+		b.with(func() { m.withdrawError = errors.New("the service is away") })
+		b.end(1)
+		after(5 * time.Second)
+		if b.withdrawals() == 0 || b.agent(jobName(1, 0)).ID == 0 {
+			t.Fatalf("its removal was asked for %d times, want it asked for and refused", b.withdrawals())
+		}
+		b.with(func() { m.withdrawError = nil })
+		after(15 * time.Second)
+		if n := b.registered(); n != 0 {
+			t.Errorf("%d registrations are left", n)
+		}
+	})
+}
+
+// TestALateCacheEndsNoAgentOfOurs says that a Job which the scaler has let run is never one
+// that was left half-made, though its cache shows it suspended for long.
+func TestALateCacheEndsNoAgentOfOurs(t *testing.T) {
+	m := newJITModel(1)
+	limit := func(c *scaler.Config) { c.Limits.UnregisteredLimit = 45 * time.Second }
+	inLoop(t, m, limit, func(t *testing.T, b *bench) {
+		b.with(func() {
+			shown := m.jobs[jobName(1, 0)]
+			shown.Suspended, shown.AgentID = true, 0
+			m.cached, m.frozen = []agentpool.AgentJob{shown}, true
+		})
+		after(5 * time.Minute)
+		if diff := cmp.Diff([]string{jobName(1, 0)}, b.made()); diff != "" || b.withdrawals() != 0 {
+			t.Errorf("%d agents were withdrawn, and made (-want +got):\n%s", b.withdrawals(), diff)
+		}
+	})
 }
 
 func TestABuildThatWasCutOffKeepsItsRegistrationUntilItsLockLapses(t *testing.T) {

@@ -27,7 +27,7 @@ func Look(ctx context.Context, config Config, service Service, cluster Cluster, 
 		return plan.Snapshot{}, fmt.Errorf("the agents of pool %s can't be listed: %w", config.Pool.Name, err)
 	}
 	known := newMemory()
-	known.learn(agents, config.ours)
+	known.learn(agents, config)
 	// Rows that can't be read are left out, as the loop does; it counts and logs them.
 	requests, _, err := readQueue(read, service, config, known.somebodyElse())
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/azp-scaler/azp-scaler/pkg/agentjob"
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/plan"
 )
@@ -40,6 +41,8 @@ type memory struct {
 	// abandoned holds the UIDs of Jobs that an earlier life of this scaler left without the
 	// agent that it was to register.
 	abandoned map[string]bool
+	// unsuspended holds the numbers that the agents of the Jobs have which were let run, by UID.
+	unsuspended map[string]int
 	// attempts and failures outlive the Jobs that they come from.
 	attempts map[int64]int
 	failures map[cause]plan.Failure
@@ -92,7 +95,7 @@ func newMemory() *memory {
 		givenUp: map[string]bool{}, reserved: map[string]bool{}, withdrawn: map[string]bool{}, lost: map[string]time.Time{}, gone: map[string]bool{}, rightless: map[string]bool{}, attempts: map[int64]int{}, failures: map[cause]plan.Failure{},
 		registered: map[string]agentpool.Capabilities{}, offers: map[plan.ClassVersion]offer{},
 		spareSince: map[string]time.Time{}, deregistered: map[string]bool{}, abandoned: map[string]bool{},
-		seen: map[string]sighting{}, orphans: map[string]time.Time{},
+		unsuspended: map[string]int{}, seen: map[string]sighting{}, orphans: map[string]time.Time{},
 	}
 }
 
@@ -117,6 +120,9 @@ func (m *memory) assume(job agentpool.AgentJob, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.assumed[job.UID] = assumption{job: job, since: now}
+	if !job.Suspended {
+		m.unsuspended[job.UID] = job.AgentID
+	}
 	m.attempts[job.RequestID] = max(m.attempts[job.RequestID], job.Attempt)
 }
 
@@ -186,6 +192,8 @@ func (m *memory) end(job agentpool.AgentJob, now time.Time) {
 	defer m.mu.Unlock()
 	m.ending[job.UID] = now
 	delete(m.assumed, job.UID)
+	delete(m.lost, job.Name)
+	delete(m.gone, job.Name)
 }
 
 // fail records a failure that no Job will show.
@@ -313,17 +321,22 @@ func (m *memory) remind(snapshot *plan.Snapshot) {
 }
 
 // learn takes over from the agents list which agents are disabled, and whether
-// somebody else has one in the pool.
-func (m *memory) learn(agents []agentpool.Agent, ours func(name string) bool) {
+// somebody else has one in the pool. No new agent is to have the name of a disabled one whose
+// Job is gone, as an earlier life of this scaler may have left it: it would count as disabled.
+// The names of the others stay free, as two that lead at once make no second Job of one name.
+func (m *memory) learn(agents []agentpool.Agent, config Config) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.foreign = agentpool.AgentRef{}
 	for _, agent := range agents {
 		switch {
-		case !ours(agent.Name):
+		case !config.ours(agent.Name):
 			m.foreign = agentpool.AgentRef{ID: agent.ID, Name: agent.Name}
 		case !agent.Enabled:
 			m.disabled[agent.Name] = true
+			if pool, request, attempt, ok := agentjob.ParseJobName(config.Instance, agent.Name); ok && pool == config.Pool.ID {
+				m.attempts[request] = max(m.attempts[request], attempt)
+			}
 		}
 	}
 }
@@ -394,6 +407,10 @@ func (m *memory) forget(jobs []agentpool.AgentJob, requests []agentpool.JobReque
 	drop(m.rightless, uids)
 	drop(m.deregistered, uids)
 	drop(m.abandoned, uids)
+	maps.DeleteFunc(m.unsuspended, func(uid string, _ int) bool {
+		_, unseen := m.assumed[uid]
+		return !uids[uid] && !unseen
+	})
 	drop(m.seen, uids)
 	drop(m.disabled, names)
 	drop(m.givenUp, names)
