@@ -17,16 +17,40 @@ const lockLasts = 5 * time.Minute
 func itoa(n int) string { return strconv.Itoa(n) }
 
 // register puts an agent into the pool. The caller holds the lock.
-func (w *world) register(name, by string, offered agentpool.Capabilities, j *job) *agent {
+func (w *world) register(name, uid, by string, offered agentpool.Capabilities) *agent {
 	w.lastAgent++
-	a := &agent{Agent: agentpool.Agent{ID: w.lastAgent, Name: name, Enabled: true, Capabilities: maps.Clone(offered)}, job: j}
+	a := &agent{Agent: agentpool.Agent{ID: w.lastAgent, Name: name, Enabled: true, Capabilities: maps.Clone(offered)}, uid: uid}
 	w.agents[name] = a
-	w.record(Event{Kind: Registered, By: by, Job: name, Agent: a.ID})
+	w.record(a.event(Registered, by))
 	return a
 }
 
-// agentOf gives the registration that is there for a Job. The caller holds the lock.
-func (w *world) agentOf(j *job) *agent { return w.agents[j.Name] }
+// event is something that happens to a registration.
+func (a *agent) event(kind Kind, by string) Event {
+	return Event{Kind: kind, By: by, Job: a.Name, UID: a.uid, Agent: a.ID}
+}
+
+// agentOf gives the registration that is there for a Job, and not for an earlier one of its
+// name. The caller holds the lock.
+func (w *world) agentOf(j *job) *agent {
+	if a := w.agents[j.Name]; a != nil && a.uid == j.UID {
+		return a
+	}
+	return nil
+}
+
+// configure is what a pod does that registers its agent by itself. It removes one of the same
+// name that is not online, unless the service refuses that. The caller holds the lock.
+func (w *world) configure(j *job) (done bool) {
+	if a := w.agents[j.Name]; a != nil {
+		if build := w.requests[a.AssignedRequest]; a.Online || build != nil && build.State() == agentpool.RequestRunning {
+			return false
+		}
+		w.deregister(a, "pod")
+	}
+	w.register(j.Name, j.UID, "pod", j.Capabilities)
+	return true
+}
 
 func (w *world) agentNames() []string { return slices.Sorted(maps.Keys(w.agents)) }
 
@@ -37,7 +61,7 @@ func (w *world) requestIDs() []int64 { return slices.Sorted(maps.Keys(w.requests
 func (w *world) disable(name string, id int, by string) {
 	if a := w.agents[name]; a != nil && a.ID == id && a.Enabled {
 		a.Enabled = false
-		w.record(Event{Kind: Disabled, By: by, Job: name, Agent: id})
+		w.record(a.event(Disabled, by))
 	}
 }
 
@@ -50,7 +74,7 @@ func (w *world) setOnline(a *agent, online bool) {
 	if online {
 		kind = Online
 	}
-	w.record(Event{Kind: kind, By: "service", Job: a.Name, Agent: a.ID})
+	w.record(a.event(kind, "service"))
 }
 
 // deregister removes an agent from the pool. One that is online hears of it after a while.
@@ -59,7 +83,7 @@ func (w *world) deregister(a *agent, by string) {
 		return
 	}
 	delete(w.agents, a.Name)
-	w.record(Event{Kind: Deregistered, By: by, Job: a.Name, Agent: a.ID})
+	w.record(a.event(Deregistered, by))
 	if j := a.job; j != nil && !j.over && by != "pod" {
 		w.fail(j, agentpool.ReasonCrashed, 1+w.dice("notice", j.UID).mostly(time.Minute))
 	}
@@ -166,9 +190,15 @@ func (w *world) leastConvenient(build *request, d dice) *agent {
 func (w *world) assign(build *request, a *agent) {
 	build.AssignTime, build.Reserved = time.Now(), agentpool.AgentRef{ID: a.ID, Name: a.Name}
 	a.AssignedRequest = build.ID
-	w.record(Event{Kind: Assigned, By: "service", Job: a.Name, Agent: a.ID, Request: build.ID})
+	event := a.event(Assigned, "service")
+	event.Request = build.ID
+	w.record(event)
 	if j := a.job; j.exiting {
-		return // It never takes it up.
+		// It never takes it up. Its end shows that, unless that was before.
+		if j.exited {
+			w.lapse(build, a, w.dice("second", j.UID))
+		}
+		return
 	}
 	go w.build(build, a)
 }
@@ -236,7 +266,9 @@ func (w *world) conclude(build *request, a *agent, result string) {
 	if a.AssignedRequest == build.ID {
 		a.AssignedRequest = 0
 	}
-	w.record(Event{Kind: Finished, By: "service", Job: a.Name, Agent: a.ID, Request: build.ID, Text: result})
+	event := a.event(Finished, "service")
+	event.Request, event.Text = build.ID, result
+	w.record(event)
 }
 
 // finish ends a build. From now on until its end the agent may be given another, unless it
@@ -265,14 +297,23 @@ func (w *world) finish(build *request, a *agent, d dice) {
 
 // exit is the end of an agent after its build. What it was given since is lost with it.
 func (w *world) exit(j *job) {
+	j.exited = true
+	a := w.agentOf(j)
+	var second *request
+	if a != nil {
+		second = w.requests[a.AssignedRequest]
+	}
 	if j.over {
+		if second != nil {
+			w.lapse(second, a, w.dice("second", j.UID))
+		}
 		return
 	}
 	j.over = true
-	if a := w.agentOf(j); a != nil {
-		if second := w.requests[a.AssignedRequest]; second != nil {
-			w.conclude(second, a, "lost")
-		}
+	if second != nil {
+		w.conclude(second, a, "lost")
+	}
+	if a != nil {
 		w.setOnline(a, false)
 	}
 	w.record(Event{Kind: Ended, By: "pod", Job: j.Name, UID: j.UID, Text: "built"})

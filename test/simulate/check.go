@@ -104,7 +104,7 @@ type check struct {
 	builds    map[int64]*buildSeen
 	agents    map[string]*agentSeen // Those registered, by name.
 	jobs      map[string]*jobSeen   // All that ever were, by UID.
-	byName    map[string]*jobSeen   // The last of each name.
+	byName    map[string]*jobSeen   // The last of each name, which comes again when a Job is gone.
 	rights    map[string]time.Duration
 	scalers   map[string]*scalerSeen
 	disturbed time.Duration // When something last failed, or a scaler came or went.
@@ -124,6 +124,7 @@ type buildSeen struct {
 
 type agentSeen struct {
 	id       int
+	uid      string // Of its Job.
 	enabled  bool
 	online   bool
 	request  int64
@@ -144,6 +145,8 @@ type jobSeen struct {
 }
 
 type scalerSeen struct {
+	stages  map[string]string // How far each Job is, as its cache shows, by UID.
+	planned map[string]string // What they were when it looked.
 	looked  time.Duration
 	live    bool
 	classes []agentpool.AgentClass
@@ -205,16 +208,16 @@ func (c *check) takeBuild(e Event) {
 		build.cancelled = true
 	case Assigned:
 		build.assigned = true
-		if a := c.agents[e.Job]; a != nil {
+		if a := c.agent(e); a != nil {
 			a.request = e.Request
 		}
-		if j := c.byName[e.Job]; j != nil && j.request != e.Request {
+		if j := c.jobs[e.UID]; j != nil && j.request != e.Request {
 			c.reasons++ // The service gave the build of this agent to another.
 		}
 	case Finished:
 		build.over = true
 		c.judgeFinished(e)
-		if a := c.agents[e.Job]; a != nil && a.request == e.Request {
+		if a := c.agent(e); a != nil && a.request == e.Request {
 			a.request, a.relieved = 0, c.now
 		}
 	default:
@@ -224,7 +227,7 @@ func (c *check) takeBuild(e Event) {
 // judgeFinished says whether the agent should have been disabled by now, and whether the
 // build may have ended as it did.
 func (c *check) judgeFinished(e Event) {
-	j, a := c.byName[e.Job], c.agents[e.Job]
+	j, a := c.jobs[e.UID], c.agent(e)
 	if j == nil {
 		return
 	}
@@ -236,13 +239,28 @@ func (c *check) judgeFinished(e Event) {
 	}
 }
 
+// agent gives the registration that an event is about, while it is there.
+func (c *check) agent(e Event) *agentSeen {
+	if a := c.agents[e.Job]; a != nil && a.id == e.Agent {
+		return a
+	}
+	return nil
+}
+
+// agentOf gives the registration of a Job, and of no other that has its name.
+func (c *check) agentOf(j *jobSeen) *agentSeen {
+	if a := c.agents[j.name]; a != nil && a.uid == j.uid {
+		return a
+	}
+	return nil
+}
+
 func (c *check) takeAgent(e Event) {
-	a := c.agents[e.Job]
-	j := c.byName[e.Job]
 	if e.Kind == Registered {
-		c.agents[e.Job] = &agentSeen{id: e.Agent, enabled: true}
+		c.agents[e.Job] = &agentSeen{id: e.Agent, uid: e.UID, enabled: true}
 		return
 	}
+	a, j := c.agent(e), c.jobs[e.UID]
 	if a == nil {
 		return
 	}
@@ -325,7 +343,7 @@ func (c *check) takeJob(e Event) {
 }
 
 func (c *check) takeGone(e Event, j *jobSeen) {
-	a := c.agents[j.name]
+	a := c.agentOf(j)
 	if isScaler(e.By) && a != nil && a.request != 0 {
 		c.accuse(RuleClaimed, "%s ended %s, whose agent has build %d", e.By, j.name, a.request)
 	}
@@ -356,7 +374,7 @@ func (c *check) takeScaler(e Event) {
 	if e.Kind == Starts || e.Kind == Stops || e.Kind == Crashes {
 		c.disturbed = c.now
 		if e.Kind == Starts {
-			c.scalers[e.By] = &scalerSeen{known: map[string]bool{}, told: map[string]bool{}}
+			c.scalers[e.By] = &scalerSeen{stages: map[string]string{}, known: map[string]bool{}, told: map[string]bool{}}
 		}
 		return
 	}
@@ -366,6 +384,7 @@ func (c *check) takeScaler(e Event) {
 	switch e.Kind {
 	case Looks:
 		s.looked, s.live, s.classes, s.sighted = c.now, e.Text == "live", c.classes, maps.Clone(s.known)
+		s.planned = maps.Clone(s.stages)
 	case Polled:
 		s.polled = e.Requests
 	case Shown:
@@ -387,7 +406,7 @@ func (c *check) takeScaler(e Event) {
 }
 
 func (c *check) takeShown(s *scalerSeen, e Event) {
-	s.known[e.UID] = true
+	s.known[e.UID], s.stages[e.UID] = true, e.Text
 	j := c.jobs[e.UID]
 	if j == nil {
 		return
@@ -423,8 +442,8 @@ func (c *check) judgeRest() {
 		if j.gone || j.ended {
 			continue
 		}
-		living[j.name] = true
-		if a := c.agents[j.name]; a != nil && a.online && a.enabled && a.request == 0 && j.ready > 0 {
+		living[j.uid] = true
+		if a := c.agentOf(j); a != nil && a.online && a.enabled && a.request == 0 && j.ready > 0 {
 			waiting[j.class]++
 		} else {
 			c.accuse(RuleLeft, "the Job %s, whose agent does not wait", j.name)
@@ -438,7 +457,7 @@ func (c *check) judgeRest() {
 		placeholders[agentjob.PlaceholderName(instance, class.Name, class.Claims)] = true
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.agents)) {
-		if !living[name] && !placeholders[name] {
+		if !living[c.agents[name].uid] && !placeholders[name] {
 			c.accuse(RuleLeft, "the registration of %s", name)
 		}
 		delete(placeholders, name)
@@ -447,7 +466,7 @@ func (c *check) judgeRest() {
 		c.accuse(RuleLeft, "the placeholder %s is not there", name)
 	}
 	for _, uid := range slices.Sorted(maps.Keys(c.rights)) {
-		if j := c.jobs[uid]; j == nil || !living[j.name] {
+		if !living[uid] {
 			c.accuse(RuleLeft, "rights of %s", uid)
 		}
 	}

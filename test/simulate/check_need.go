@@ -2,8 +2,10 @@ package simulate
 
 import (
 	"slices"
+	"time"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
+	"github.com/azp-scaler/azp-scaler/pkg/plan"
 )
 
 // judgeCaps counts the agents that a scaler knew of when it planned the one that it is
@@ -74,15 +76,24 @@ func (c *check) able(s *scalerSeen) []*jobSeen {
 		switch {
 		case j == nil, j.ended, j.gone, j.doomed, !s.sighted[uid] && !s.told[uid]:
 		case j.runs == 0 && (j.registration == agentpool.RegistrationJIT || c.now-j.made > limits.HalfMadeLimit-margin):
-		case j.ready == 0 && j.scheduled > 0 && c.now-j.scheduled > limits.StartupLimit-margin:
+		case s.planned[uid] == "suspended" && !s.told[uid] && c.now-j.made > unmadeLimit(limits, j)-margin:
+		case s.planned[uid] != "ready" && j.scheduled > 0 && c.now-j.scheduled > limits.StartupLimit-margin:
 		case j.ready > 0 && c.now-j.ready > limits.MaxIdleAge-margin:
-		case c.agents[j.name] != nil && (c.agents[j.name].request != 0 || !c.agents[j.name].enabled), j.claimed > 0:
+		case c.agentOf(j) != nil && (c.agentOf(j).request != 0 || !c.agentOf(j).enabled), j.claimed > 0:
 		default:
 			able = append(able, j)
 		}
 	}
 	slices.SortFunc(able, func(a, b *jobSeen) int { return int(a.made - b.made) })
 	return able
+}
+
+// unmadeLimit is for how long a Job may stay suspended.
+func unmadeLimit(limits plan.Limits, j *jobSeen) time.Duration {
+	if j.registration == agentpool.RegistrationJIT {
+		return limits.UnregisteredLimit
+	}
+	return limits.HalfMadeLimit
 }
 
 // suits tells whether an agent can serve what is wanted.

@@ -37,7 +37,7 @@ func sound() *doctored {
 	made := ofJob(simulate.Made, theScaler)
 	made.Class, made.Request = "default", 1
 	ofBuild := func(kind simulate.Kind, text string) simulate.Event {
-		return simulate.Event{Kind: kind, By: "service", Job: theJob, Request: 1, Text: text}
+		return simulate.Event{Kind: kind, By: "service", Job: theJob, UID: theUID, Agent: 2, Request: 1, Text: text}
 	}
 	ended := ofJob(simulate.Ended, "pod")
 	ended.Text = "built"
@@ -51,16 +51,16 @@ func sound() *doctored {
 		{Kind: simulate.Writes, By: theScaler, Job: theJob, Text: "create"},
 		made, ofJob(simulate.Granted, theScaler), ofJob(simulate.Runs, theScaler), ofJob(simulate.Learns, theScaler), shown("starting"),
 		ofJob(simulate.Pod, "cluster"), ofJob(simulate.Scheduled, "cluster"),
-		{Kind: simulate.Registered, By: "pod", Job: theJob, Agent: 2},
+		{Kind: simulate.Registered, By: "pod", Job: theJob, UID: theUID, Agent: 2},
 		ofJob(simulate.Begun, "pod"),
-		{Kind: simulate.Online, By: "service", Job: theJob, Agent: 2},
+		{Kind: simulate.Online, By: "service", Job: theJob, UID: theUID, Agent: 2},
 		ofJob(simulate.Ready, "cluster"), shown("ready"), ofBuild(simulate.Assigned, ""), ofJob(simulate.Claimed, "cluster"), shown("claimed"),
-		{Kind: simulate.Disabled, By: theScaler, Job: theJob, Agent: 2},
+		{Kind: simulate.Disabled, By: theScaler, Job: theJob, UID: theUID, Agent: 2},
 		ofBuild(simulate.Finished, "done"),
-		{Kind: simulate.Offline, By: "service", Job: theJob, Agent: 2},
+		{Kind: simulate.Offline, By: "service", Job: theJob, UID: theUID, Agent: 2},
 		ended, shown("finished"),
 		ofJob(simulate.Revoked, theScaler),
-		{Kind: simulate.Deregistered, By: "pod", Job: theJob, Agent: 2},
+		{Kind: simulate.Deregistered, By: "pod", Job: theJob, UID: theUID, Agent: 2},
 		ofJob(simulate.Gone, "cluster"), shown("gone"),
 		{Kind: simulate.Calm},
 		{Kind: simulate.Rest},
@@ -135,8 +135,13 @@ func another() []simulate.Event {
 	}
 }
 
+// earlier is something about an agent that is gone, of which no Job is known.
+func earlier(kind simulate.Kind) simulate.Event {
+	return simulate.Event{Kind: kind, By: "service", Job: theJob, UID: "uid-0", Agent: 9, Request: 1, Text: "abandoned"}
+}
+
 func by(scaler string, kind simulate.Kind) simulate.Event {
-	return simulate.Event{Kind: kind, By: scaler, Job: theJob, UID: theUID}
+	return simulate.Event{Kind: kind, By: scaler, Job: theJob, UID: theUID, Agent: 2}
 }
 
 func write(what string) simulate.Event {
@@ -162,6 +167,9 @@ func TestEachRuleCanBeBroken(t *testing.T) {
 	}{
 		"all is well":                       {history: sound()},
 		"all is well, registered by scaler": {history: sound().jit()},
+		"the build of an earlier agent of the name": {
+			history: sound().then(simulate.Gone, earlier(simulate.Assigned), earlier(simulate.Finished)),
+		},
 		"a build that waits with a reason":  {history: foreign(reason)},
 		"a build that waits without one":    {history: foreign(), want: []simulate.Rule{simulate.RuleBuilds}},
 		"a second agent while the first waits": {

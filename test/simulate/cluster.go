@@ -166,7 +166,7 @@ func (r *replica) bringUp(ctx context.Context, meant agentpool.AgentJob) (id int
 		if _, taken := w.agents[meant.Name]; taken {
 			return &azuredevops.Error{Op: "register agent", Kind: azuredevops.ErrConflict}
 		}
-		id = w.register(meant.Name, r.name, meant.Capabilities, nil).ID
+		id = w.register(meant.Name, meant.UID, r.name, meant.Capabilities).ID
 		return nil
 	})
 	if err != nil {
@@ -262,7 +262,7 @@ func (r *replica) awaitPodsEnd(ctx context.Context, pod *job) (deleted bool, err
 		if err := r.pause(ctx, 250*time.Millisecond); err != nil {
 			return false, err
 		}
-		told, over := read2(r.world, func() (bool, bool) { return pod.told, pod.over })
+		told, over := read2(r.world, func() (bool, bool) { return pod.told, pod.over && !pod.killed })
 		switch {
 		case told:
 			return false, nil

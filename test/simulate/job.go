@@ -21,7 +21,9 @@ type job struct {
 	told    bool             // The API server knows that.
 	dying   bool             // The pod is being deleted.
 	over    bool             // The pod is gone, or has ended.
+	killed  bool             // Its container was: the pod ends when the kubelet tells, or somebody gives the node up.
 	exiting bool             // Its build has ended, and the agent is about to.
+	exited  bool             // It would have by now, had its container not been killed.
 }
 
 // nodes is how many the cluster has.
@@ -213,13 +215,9 @@ func (w *world) live(j *job) {
 		w.record(Event{Kind: Scheduled, By: "cluster", Job: j.Name, UID: j.UID})
 		w.change(j, func(shown *agentpool.AgentJob) { shown.Scheduled, shown.Reason = time.Now(), agentpool.ReasonNone })
 	}) && step(starting, func() {
-		if crashes && w.fails(f.Crashes) {
+		if crashes && w.fails(f.Crashes) || j.Registration != agentpool.RegistrationJIT && !w.configure(j) {
 			j.over = true
 			w.fail(j, agentpool.ReasonCrashed, 1)
-			return
-		}
-		if j.Registration != agentpool.RegistrationJIT {
-			w.register(j.Name, "pod", j.Capabilities, j)
 		}
 	}) && step(time.Second, func() { w.begin(j, d) }) && step(time.Second, func() {
 		w.listen(j)
@@ -311,7 +309,7 @@ func (w *world) kill(j *job, why agentpool.Reason) {
 	if j.over {
 		return
 	}
-	j.over = true
+	j.over, j.killed = true, true
 	w.record(Event{Kind: Cut, By: "cluster", Job: j.Name, UID: j.UID, Text: string(why)})
 	close(j.cut)
 	if a := w.agentOf(j); a != nil && a.Online {

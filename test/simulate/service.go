@@ -177,7 +177,7 @@ func (r *replica) AgentCapabilities(ctx context.Context, _ int, name string) (of
 func (r *replica) AddPlaceholder(ctx context.Context, _ int, name string, claims map[string]string) error {
 	return r.write(ctx, toService, "add placeholder", name, func() error {
 		if _, there := r.world.agents[name]; !there {
-			r.world.register(name, r.name, agentpool.NewCapabilities(claims), nil)
+			r.world.register(name, "", r.name, agentpool.NewCapabilities(claims))
 		}
 		return nil
 	})

@@ -46,7 +46,8 @@ type request struct {
 // agent is a registration.
 type agent struct {
 	agentpool.Agent
-	job *job // Nil for a placeholder.
+	uid string // Of the Job that it is for, empty for a placeholder.
+	job *job   // From when it comes online.
 }
 
 // right is what a build may do.
