@@ -69,6 +69,37 @@ func TestDeleteLeavesForeignJobsAlone(t *testing.T) {
 	}
 }
 
+// TestDeleteLeavesANewJobOfTheNameAlone has the Job be replaced by another between the look and
+// the deletion, as where two scalers lead at once.
+func TestDeleteLeavesANewJobOfTheNameAlone(t *testing.T) {
+	t.Parallel()
+	e := setUp(t)
+	job := e.ensure(e.job(1, 0))
+	jobs := e.admin.BatchV1().Jobs(e.agents)
+	var another *batchv1.Job
+	e.wire.intercept(func(write string) {
+		if write != "DELETE jobs" || another != nil {
+			return
+		}
+		policy := metav1.DeletePropagationBackground
+		if err := jobs.Delete(context.Background(), job.Name, metav1.DeleteOptions{PropagationPolicy: &policy}); err != nil {
+			e.t.Error(err)
+		}
+		e.await("the first is gone", func() bool { return e.live(job.Name) == nil }, func() any { return e.live(job.Name) })
+		another = must(jobs.Create(context.Background(), e.job(1, 0), metav1.CreateOptions{}))(e.t)
+	})
+	if err := e.cluster.DeleteJob(t.Context(), job.Name, job.UID); !errors.Is(err, cluster.ErrStale) {
+		t.Errorf("want to be told that it was another one, got %v", err)
+	}
+	if live := e.live(job.Name); another == nil || live == nil || live.UID != another.UID || live.DeletionTimestamp != nil {
+		t.Error("the new Job is gone")
+	}
+	// Whoever tries again sees that nothing is left to do.
+	if err := e.cluster.DeleteJob(t.Context(), job.Name, job.UID); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestDeleteUnstarted(t *testing.T) {
 	t.Parallel()
 	e := setUp(t)
