@@ -52,7 +52,11 @@ func inTheLoop() []defect {
 	return []defect{
 		{"a stale list is trusted", "pkg/scaler/cycle.go", "if unseen > s.config.AssumeLimit {", leaveAsItIs, tests},
 		{"a partial answer counts as the whole queue", "pkg/scaler/cycle.go", "if err != nil {\n\t\tif ctx.Err() == nil {\n\t\t\ts.postpone(\"the queue can't be read", "if err != nil && len(requests) == 0 {\n\t\tif ctx.Err() == nil {\n\t\t\ts.postpone(\"the queue can't be read", tests},
-		{"a finished row counts as queued", "pkg/scaler/cycle.go", "if request.State() == agentpool.RequestFinished {", leaveAsItIs, []string{loopTests, planTests}},
+		{"a Job that was let run counts as half-made", "pkg/scaler/memory.go", "m.unsuspended[job.UID] = job.AgentID", nothing, tests},
+		{"what is known of a Job is forgotten before a cache shows it", "pkg/scaler/memory.go", "return !uids[uid] && !unseen", "return !uids[uid] || unseen", tests},
+		{"a lost agent is ended for as long as a cache shows it", "pkg/scaler/memory.go", "delete(m.assumed, job.UID)\n\tdelete(m.lost, job.Name)\n\tdelete(m.gone, job.Name)", "delete(m.assumed, job.UID)", tests},
+		{"a new agent has the name of a disabled one", "pkg/scaler/memory.go", "m.attempts[request] = max(m.attempts[request], attempt)", "_, _ = request, attempt", tests},
+		{"a turn that comes free is not told of", "pkg/scaler/follow.go", "e.scaler.Notify()", nothing, tests},
 		{"an agent that was given a build is deleted all the same", "pkg/scaler/apply.go", "\tif !gone {\n\t\t// It stays disabled", "\tif false {\n\t\t// It stays disabled", tests},
 		{"an error of a withdrawal is swallowed", "pkg/scaler/apply.go", "return false, fmt.Errorf(\"its agent can't be withdrawn: %w\", err)", "gone = true", tests},
 		{"an agent with a build is not disabled when its pod shows it", "pkg/scaler/follow.go", "case job.RanBuild && !s.memory.isDisabled(job.Name):", "case false:", tests},
