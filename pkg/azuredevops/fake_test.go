@@ -145,6 +145,36 @@ func TestAgainstFakeQueue(t *testing.T) {
 	}
 }
 
+// TestAgainstFakeQueueBeyondAPage asks for more unfinished requests than the service gives rows
+// to whoever asks by page, newest first: an autoscaler that did saw nothing of the rest.
+func TestAgainstFakeQueueBeyondAPage(t *testing.T) {
+	t.Parallel()
+	fake := startFake(t, azuredevopstest.Options{Seed: 4})
+	if err := fake.AddHistory(fake.pool, 5_000); err != nil {
+		t.Fatal(err)
+	}
+	register(t, fake.plainHTTP(t), fake.endpoint.URL, fake.pool, "hand")
+	var want []int64
+	for range 450 {
+		id, err := fake.Queue(azuredevopstest.Build{Pool: "ci", Name: "b", Steps: []string{"true"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, id)
+	}
+	rows, stats, err := fake.requests(t, fake.client(t, readerToken))
+	if err != nil || stats != (RequestStats{Rows: len(want)}) {
+		t.Fatalf("%+v, %v", stats, err)
+	}
+	got := make([]int64, 0, len(rows))
+	for _, row := range rows {
+		got = append(got, row.ID)
+	}
+	if slices.Sort(got); !slices.Equal(got, want) {
+		t.Errorf("%d requests, and not the %d that are queued", len(got), len(want))
+	}
+}
+
 // TestAgainstFakeHistory asks for requests that have left the queue.
 func TestAgainstFakeHistory(t *testing.T) {
 	t.Parallel()

@@ -1,9 +1,14 @@
 package scaler_test
 
 import (
+	"context"
+	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/azp-scaler/azp-scaler/pkg/agentpool"
 	"github.com/azp-scaler/azp-scaler/pkg/scaler"
@@ -167,6 +172,74 @@ func TestAgentsThatHaveNotRegisteredYetAreNotMissing(t *testing.T) {
 		}
 		if made := b.made(); len(made) != builds {
 			t.Errorf("made %d Jobs for %d builds", len(made), builds)
+		}
+	})
+}
+
+// TestAQueueOfAnyLengthIsServed: of a queue only the first 200 rows were looked at, finished ones
+// among them, and builds beyond were not there.
+func TestAQueueOfAnyLengthIsServed(t *testing.T) {
+	const builds = 700
+	ids := make([]int64, builds)
+	for i := range ids {
+		ids[i] = int64(i + 1)
+	}
+	m := newModel(ids...)
+	wide := func(c *scaler.Config) { c.Limits.PoolAgents = 2 * builds }
+	inLoop(t, m, wide, func(t *testing.T, b *bench) {
+		after(10 * time.Second)
+		if made := b.made(); len(made) != builds {
+			t.Errorf("made %d Jobs for %d builds", len(made), builds)
+		}
+	})
+}
+
+// slow is a service whose answers take longer than the caller waits, as they do to a caller that
+// asks for a pool's whole history.
+type slow struct {
+	*model
+	takes time.Duration
+}
+
+func (s *slow) JobRequests(ctx context.Context, poolID int, visit func(agentpool.JobRequest) error) (int, error) {
+	select {
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	case <-time.After(read(s.model, func() time.Duration { return s.takes })):
+		return s.model.JobRequests(ctx, poolID, visit)
+	}
+}
+
+// TestAnAnswerLongerThanTheTimeoutIsNoEmptyQueue: a poll that ran into its time-out counted as an
+// empty queue, so agents that were about to get a build were ended, or nothing was said at all.
+func TestAnAnswerLongerThanTheTimeoutIsNoEmptyQueue(t *testing.T) {
+	m := &slow{model: newModel(1)}
+	synctest.Test(t, func(t *testing.T) {
+		m.queue(m.initial...)
+		log := &safeBuffer{}
+		loop := scaler.New(config(), m, m, scaler.NewMetrics(prometheus.NewRegistry()), slog.New(slog.NewTextHandler(log, nil)), time.Now)
+		defer run(t, loop)()
+		synctest.Wait()
+		m.start(jobName(1, 0))
+		after(3 * time.Second)
+		m.with(func() {
+			m.takes = config().PollTimeout + time.Second
+			delete(m.requests, 1) // Nobody learns of it: the idle limit does not begin.
+		})
+		m.queue(2)
+		after(10 * time.Minute)
+		if names := m.names(); len(names) != 1 || len(m.made()) != 1 || m.agent(jobName(1, 0)).Name == "" {
+			t.Errorf("while no queue is known the Jobs are %v, made %v, want the first alone", names, m.made())
+		}
+		if waiting := loop.Status().Waiting; !strings.Contains(waiting, "the queue can't be read") || !strings.Contains(log.String(), waiting) {
+			t.Errorf("it is said that %q", waiting)
+		}
+		m.with(func() { m.takes = 0 })
+		m.claim(2, jobName(1, 0))
+		m.queue(3)
+		after(time.Minute)
+		if len(m.made()) != 2 {
+			t.Errorf("when the service answers again there is one Job for each build, made %v", m.made())
 		}
 	})
 }
