@@ -170,8 +170,8 @@ func TestEachRuleCanBeBroken(t *testing.T) {
 		"the build of an earlier agent of the name": {
 			history: sound().then(simulate.Gone, earlier(simulate.Assigned), earlier(simulate.Finished)),
 		},
-		"a build that waits with a reason":  {history: foreign(reason)},
-		"a build that waits without one":    {history: foreign(), want: []simulate.Rule{simulate.RuleBuilds}},
+		"a build that waits with a reason": {history: foreign(reason)},
+		"a build that waits without one":   {history: foreign(), want: []simulate.Rule{simulate.RuleBuilds}},
 		"a second agent while the first waits": {
 			history: sound().then(simulate.Ready, another()...), want: []simulate.Rule{simulate.RuleNeed, simulate.RuleNumber},
 		},
