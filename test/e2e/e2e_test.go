@@ -32,6 +32,10 @@ func seedOf(t *testing.T) uint64 {
 	return seed
 }
 
+// closeLimit is for the end of a system, with the search for secrets in what it has left, which
+// takes minutes after thousands of builds.
+const closeLimit = 10 * time.Minute
+
 // startEnv sets a system up for a test and ends it with the test. When the test
 // fails, the logs stay and their place is told.
 func startEnv(t *testing.T, options env.Options) *env.Env {
@@ -52,7 +56,7 @@ func startEnv(t *testing.T, options env.Options) *env.Env {
 		t.Fatalf("%v\nlogs: %s", err, dir)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
 		defer cancel()
 		if err := e.Close(ctx); err != nil {
 			t.Errorf("closing the system: %v", err)
