@@ -175,10 +175,11 @@ func (r *replica) stopped(ctx context.Context) error {
 	}
 }
 
-// write is a call that changes something.
-func (r *replica) write(ctx context.Context, to target, kind, subject string, act func() error) error {
-	return r.call(ctx, to, kind, subject, func() error {
-		r.world.record(Event{Kind: Writes, By: r.name, Job: subject, Text: kind})
+// write is a call that changes something of a Job or its agent. Calls that go by name alone say
+// nothing of the UID.
+func (r *replica) write(ctx context.Context, to target, kind string, of agentpool.AgentJob, act func() error) error {
+	return r.call(ctx, to, kind, of.Name, func() error {
+		r.world.record(Event{Kind: Writes, By: r.name, Job: of.Name, UID: of.UID, Text: kind})
 		return act()
 	})
 }

@@ -85,7 +85,7 @@ const reaction = time.Minute
 func Check(h History) Verdict {
 	c := &check{
 		setup: h.Setup, builds: map[int64]*buildSeen{}, agents: map[string]*agentSeen{}, jobs: map[string]*jobSeen{},
-		byName: map[string]*jobSeen{}, rights: map[string]time.Duration{}, scalers: map[string]*scalerSeen{},
+		rights: map[string]time.Duration{}, scalers: map[string]*scalerSeen{},
 	}
 	for _, event := range h.Events {
 		c.now = event.At
@@ -104,7 +104,6 @@ type check struct {
 	builds    map[int64]*buildSeen
 	agents    map[string]*agentSeen // Those registered, by name.
 	jobs      map[string]*jobSeen   // All that ever were, by UID.
-	byName    map[string]*jobSeen   // The last of each name, which comes again when a Job is gone.
 	rights    map[string]time.Duration
 	scalers   map[string]*scalerSeen
 	disturbed time.Duration // When something last failed, or a scaler came or went.
@@ -354,10 +353,10 @@ func (c *check) takeGone(e Event, j *jobSeen) {
 }
 
 func (c *check) takeMade(e Event) {
-	j := &jobSeen{name: e.Job, uid: e.UID, by: e.By, class: e.Class, request: e.Request, made: c.now}
+	j := &jobSeen{name: e.Job, uid: e.UID, by: e.By, class: e.Class, version: e.Text, request: e.Request, made: c.now}
 	for _, class := range c.classes {
 		if class.Name == e.Class {
-			j.version, j.registration = class.Version, class.Registration
+			j.registration = class.Registration // No edit changes it.
 		}
 	}
 	c.made++
@@ -365,7 +364,7 @@ func (c *check) takeMade(e Event) {
 		c.judgeCaps(s, j)
 		c.judgeNeed(s, j)
 	}
-	c.jobs[e.UID], c.byName[e.Job] = j, j
+	c.jobs[e.UID] = j
 	c.reasons++ // Until its maker is told of it, it may make another.
 }
 
@@ -425,7 +424,7 @@ func (c *check) takeWrite(e Event) {
 	} else if c.calm > 0 {
 		c.verdict.Settled = c.now - c.calm
 	}
-	j := c.byName[e.Job]
+	j := c.jobs[e.UID]
 	if j == nil || e.Text != "delete" && e.Text != "delete unstarted" {
 		return
 	}

@@ -35,7 +35,7 @@ func sound() *doctored {
 		return simulate.Event{Kind: simulate.Shown, By: theScaler, Job: theJob, UID: theUID, Text: stage}
 	}
 	made := ofJob(simulate.Made, theScaler)
-	made.Class, made.Request = "default", 1
+	made.Class, made.Request, made.Text = "default", 1, "1"
 	ofBuild := func(kind simulate.Kind, text string) simulate.Event {
 		return simulate.Event{Kind: kind, By: "service", Job: theJob, UID: theUID, Agent: 2, Request: 1, Text: text}
 	}
@@ -145,7 +145,7 @@ func by(scaler string, kind simulate.Kind) simulate.Event {
 }
 
 func write(what string) simulate.Event {
-	return simulate.Event{Kind: simulate.Writes, By: theScaler, Job: theJob, Text: what}
+	return simulate.Event{Kind: simulate.Writes, By: theScaler, Job: theJob, UID: theUID, Text: what}
 }
 
 // TestEachRuleCanBeBroken shows that the checker finds what it is for: each history has one

@@ -102,7 +102,7 @@ func (r *replica) learn(shown agentpool.AgentJob) {
 func (r *replica) create(ctx context.Context, c plan.Creation, class agentpool.AgentClass) (shown agentpool.AgentJob, made bool, err error) {
 	w, name := r.world, jobName(c.Request.ID, c.Attempt)
 	exists := false
-	err = r.write(ctx, toCluster, "create", name, func() error {
+	err = r.write(ctx, toCluster, "create", agentpool.AgentJob{Name: name}, func() error {
 		if _, exists = w.jobs[name]; !exists {
 			made, shown = true, w.make(r.name, c, class).AgentJob
 		}
@@ -133,7 +133,7 @@ func (r *replica) goOn(ctx context.Context, meant agentpool.AgentJob) error {
 
 func (r *replica) grant(ctx context.Context, meant agentpool.AgentJob) error {
 	w := r.world
-	return r.write(ctx, toCluster, "grant", meant.Name, func() error {
+	return r.write(ctx, toCluster, "grant", meant, func() error {
 		if _, has := w.rights[meant.UID]; !has {
 			w.rights[meant.UID] = right{job: meant.Name, granted: time.Now()}
 			w.record(Event{Kind: Granted, By: r.name, Job: meant.Name, UID: meant.UID})
@@ -144,7 +144,7 @@ func (r *replica) grant(ctx context.Context, meant agentpool.AgentJob) error {
 
 func (r *replica) letRun(ctx context.Context, meant agentpool.AgentJob, id int) error {
 	w := r.world
-	return r.write(ctx, toCluster, "let run", meant.Name, func() error {
+	return r.write(ctx, toCluster, "let run", meant, func() error {
 		live, there := w.find(meant)
 		if !there {
 			return &cluster.Error{Op: "unsuspend", Object: "job " + meant.Name, Kind: cluster.ErrNotFound}
@@ -162,7 +162,7 @@ func (r *replica) bringUp(ctx context.Context, meant agentpool.AgentJob) (id int
 	if err := r.grant(ctx, meant); err != nil {
 		return 0, err
 	}
-	err = r.write(ctx, toService, "register", meant.Name, func() error {
+	err = r.write(ctx, toService, "register", meant, func() error {
 		if _, taken := w.agents[meant.Name]; taken {
 			return &azuredevops.Error{Op: "register agent", Kind: azuredevops.ErrConflict}
 		}
@@ -172,7 +172,7 @@ func (r *replica) bringUp(ctx context.Context, meant agentpool.AgentJob) (id int
 	if err != nil {
 		return 0, reasoned{err, agentpool.ReasonUnreachable}
 	}
-	if err := r.write(ctx, toCluster, "hand over key", meant.Name, func() error { return nil }); err != nil {
+	if err := r.write(ctx, toCluster, "hand over key", meant, func() error { return nil }); err != nil {
 		return 0, err
 	}
 	return id, r.letRun(ctx, meant, id)
@@ -227,7 +227,7 @@ func (r *replica) deleteUnstarted(ctx context.Context, meant agentpool.AgentJob)
 	w := r.world
 	var pod *job
 	removed := false
-	err = r.write(ctx, toCluster, "delete unstarted", meant.Name, func() error {
+	err = r.write(ctx, toCluster, "delete unstarted", meant, func() error {
 		live, there := w.find(meant)
 		switch {
 		case !there:
@@ -289,7 +289,7 @@ func (r *replica) delete(ctx context.Context, uid, name string) error {
 	if err := r.revoke(ctx, meant); err != nil {
 		return err
 	}
-	return r.write(ctx, toCluster, "delete", name, func() error {
+	return r.write(ctx, toCluster, "delete", meant, func() error {
 		if live, there := w.find(meant); there {
 			w.remove(live, r.name)
 		}
@@ -304,7 +304,7 @@ func (r *replica) EndRights(ctx context.Context, meant agentpool.AgentJob) error
 
 func (r *replica) revoke(ctx context.Context, meant agentpool.AgentJob) error {
 	w := r.world
-	return r.write(ctx, toCluster, "revoke", meant.Name, func() error {
+	return r.write(ctx, toCluster, "revoke", meant, func() error {
 		w.revoke(meant.UID, r.name)
 		return nil
 	})

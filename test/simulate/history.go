@@ -33,7 +33,7 @@ const (
 
 // What happens to Jobs and their pods, in the cluster.
 const (
-	Made      Kind = "made"
+	Made      Kind = "made" // Text is the version of its class.
 	Runs      Kind = "runs" // It is no longer suspended.
 	Granted   Kind = "granted"
 	Revoked   Kind = "revoked"

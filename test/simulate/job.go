@@ -50,7 +50,7 @@ func (w *world) make(by string, c plan.Creation, class agentpool.AgentClass) *jo
 	d := w.fixed("job", j.UID)
 	j.rank, j.node = d.Uint64(), d.IntN(nodes)
 	w.jobs[name] = j
-	w.record(Event{Kind: Made, By: by, Job: name, UID: j.UID, Class: c.Class, Request: c.Request.ID})
+	w.record(Event{Kind: Made, By: by, Job: name, UID: j.UID, Class: c.Class, Request: c.Request.ID, Text: class.Version})
 	w.show(j, false)
 	return j
 }

@@ -88,7 +88,7 @@ func (r *replica) DisableAgent(ctx context.Context, _ int, ref agentpool.AgentRe
 	if err != nil || id == 0 {
 		return err
 	}
-	return r.write(ctx, toService, "disable", ref.Name, func() error {
+	return r.write(ctx, toService, "disable", agentpool.AgentJob{Name: ref.Name}, func() error {
 		r.world.disable(ref.Name, id, r.name)
 		return nil
 	})
@@ -128,7 +128,7 @@ func (r *replica) withdraw(ctx context.Context, ref agentpool.AgentRef) (gone bo
 		gone = true
 		return nil
 	}
-	err = r.write(ctx, toService, "withdraw: disable", ref.Name, func() error {
+	err = r.write(ctx, toService, "withdraw: disable", agentpool.AgentJob{Name: ref.Name}, func() error {
 		if there() != nil {
 			w.disable(ref.Name, id, r.name)
 		}
@@ -146,7 +146,7 @@ func (r *replica) withdraw(ctx context.Context, ref agentpool.AgentRef) (gone bo
 	if err != nil || gone || occupied {
 		return gone && err == nil, err
 	}
-	err = r.write(ctx, toService, "withdraw: remove", ref.Name, func() error {
+	err = r.write(ctx, toService, "withdraw: remove", agentpool.AgentJob{Name: ref.Name}, func() error {
 		a := there()
 		if a == nil {
 			return nil
@@ -175,7 +175,7 @@ func (r *replica) AgentCapabilities(ctx context.Context, _ int, name string) (of
 
 // AddPlaceholder implements scaler.Service.
 func (r *replica) AddPlaceholder(ctx context.Context, _ int, name string, claims map[string]string) error {
-	return r.write(ctx, toService, "add placeholder", name, func() error {
+	return r.write(ctx, toService, "add placeholder", agentpool.AgentJob{Name: name}, func() error {
 		if _, there := r.world.agents[name]; !there {
 			r.world.register(name, "", r.name, agentpool.NewCapabilities(claims))
 		}
