@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestParseURL(t *testing.T) {
@@ -164,6 +165,28 @@ func TestSecretNeverPrints(t *testing.T) {
 	}
 	if strings.Contains(log.String(), secret) || !strings.Contains(log.String(), redacted) {
 		t.Errorf("log: %s", log.String())
+	}
+}
+
+// TestATokenFileThatIsOverwritten has a file be written over in place by a token of the same
+// length: then nothing but the time of its change tells.
+func TestATokenFileThatIsOverwritten(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "token")
+	source := FileToken(path)
+	for i, token := range []string{"first", "other"} {
+		if err := os.WriteFile(path, []byte(token), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		changed := time.Now().Add(time.Duration(i-2) * time.Hour)
+		if err := os.Chtimes(path, changed, changed); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if got, err := source.Token(t.Context()); err != nil || got.Reveal() != token {
+				t.Errorf("the file has %q, got %q, %v", token, got.Reveal(), err)
+			}
+		}
 	}
 }
 
