@@ -46,6 +46,7 @@ type Cluster struct {
 	real     *realNode
 	admin    *rest.Config
 	client   kubernetes.Interface
+	names    *nameServer // Nil where pods have none.
 
 	mu        sync.Mutex
 	processes []*proc.Process
@@ -214,10 +215,9 @@ func (c *Cluster) startReal(ctx context.Context, o Options) error {
 	if c.auditLog != "" {
 		auditDir = filepath.Dir(c.auditLog)
 	}
-	n := &realNode{dir: c.dir, binDir: c.programs.Dir, cgroup: filepath.Base(c.dir)}
-	if err := n.writeFiles(); err != nil {
-		return err
-	}
+	// Without a name service a pod's own loopback refuses at once, where any other address
+	// would make every look-up wait.
+	n := &realNode{dir: c.dir, binDir: c.programs.Dir, cgroup: filepath.Base(c.dir), nameServer: loopback}
 	if err := makeCgroups(n.cgroup, c.record); err != nil {
 		return err
 	}
@@ -227,6 +227,12 @@ func (c *Cluster) startReal(ctx context.Context, o Options) error {
 	}
 	c.box, n.box, c.real = b, b, n
 	c.own(b.first)
+	if o.NameService {
+		n.nameServer = b.host
+	}
+	if err := n.writeFiles(); err != nil {
+		return err
+	}
 	c.plane = controlPlane{
 		dir: boxDir, write: c.dir, address: b.inside, managerQPS: o.ControllerManagerQPS,
 		// The box's ports are all its own.
@@ -243,6 +249,11 @@ func (c *Cluster) startReal(ctx context.Context, o Options) error {
 	}
 	if err := c.connect(); err != nil {
 		return err
+	}
+	if o.NameService {
+		if c.names, err = serveNames(ctx, b.host, c.client); err != nil {
+			return err
+		}
 	}
 	if err := c.await(ctx, "containerd", func(ctx context.Context) error {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", n.socket())
@@ -345,8 +356,20 @@ func (c *Cluster) LoadImage(ctx context.Context, archive string) error {
 	return c.real.load(ctx, archive)
 }
 
+// UseRegistry has the node pull images whose names begin with a registry's name from an
+// address that it reaches, by plain HTTP. On a simulated node it does nothing.
+func (c *Cluster) UseRegistry(name, address string) error {
+	if c.real == nil {
+		return nil
+	}
+	return c.real.useRegistry(name, address)
+}
+
 // Binaries names the built programs by path.
 type Binaries struct{ set binaries.Set }
 
 // Kubectl is the path of kubectl.
 func (b Binaries) Kubectl() string { return b.set.Path("kubectl") }
+
+// Crane is the path of crane, which serves a registry and moves images.
+func (b Binaries) Crane() string { return b.set.Path("crane") }

@@ -217,6 +217,9 @@ func (c *Cluster) Stop(ctx context.Context) error {
 	for i := len(processes) - 1; i >= 0; i-- {
 		failures = append(failures, processes[i].Kill(ctx))
 	}
+	if c.names != nil {
+		failures = append(failures, c.names.close())
+	}
 	failures = append(failures, c.record.Close(ctx))
 	err := errors.Join(failures...)
 	if err == nil {

@@ -66,6 +66,10 @@ type Options struct {
 	// SimulatedNodes is the number of simulated nodes. Default 1, which holds
 	// 10,000 pods. Ignored by the real node.
 	SimulatedNodes int
+	// NameService has pods of the real node find the cluster's Services by name, and nothing
+	// else; otherwise they find no name at all. It takes port 53 of the machine's end of the
+	// node's link.
+	NameService bool
 	// CacheDir is where built programs and base images are kept. Default: the
 	// directory azp-scaler/cluster in the user's cache directory.
 	CacheDir string

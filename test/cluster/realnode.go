@@ -33,6 +33,8 @@ type realNode struct {
 	binDir string
 	// cgroup is the name of the cgroup below which all pods are.
 	cgroup string
+	// nameServer is the address that pods ask for names.
+	nameServer string
 }
 
 // writeFiles makes the node's configuration.
@@ -59,8 +61,8 @@ func (n realNode) writeFiles() error {
 		"kube-proxy.yaml":      proxy,
 		"cni/10-pods.conflist": network,
 		"containerd.toml":      []byte(n.containerdConfig()),
-		// Pods have no name service; the file must be there.
-		"resolv.conf": []byte("# No name service in this cluster.\n"),
+		// What the cluster does not know, nobody does; the file must be there.
+		"resolv.conf": []byte("# No name service beyond the cluster.\n"),
 	} {
 		if err := os.WriteFile(filepath.Join(n.dir, name), content, 0o600); err != nil {
 			return fmt.Errorf("writing the node's configuration: %w", err)
@@ -88,6 +90,9 @@ disabled_plugins = [
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = '%[3]s'
 
+[plugins.'io.containerd.cri.v1.images'.registry]
+  config_path = '%[1]s/%[6]s'
+
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
@@ -102,7 +107,7 @@ disabled_plugins = [
 
 [plugins.'io.containerd.metadata.v1.bolt']
   no_sync = true
-`, boxDir, containerdSocket, pauseImage, filepath.Join(n.binDir, "runc"), n.binDir)
+`, boxDir, containerdSocket, pauseImage, filepath.Join(n.binDir, "runc"), n.binDir, registriesDir)
 }
 
 // networkConfig is one bridge for all pods. Pods reach the machine at its end
@@ -132,17 +137,16 @@ func (n realNode) kubeletConfig() map[string]any {
 		"tlsPrivateKeyFile":        boxDir + "/kubelet.key",
 		"containerRuntimeEndpoint": "unix://" + containerdSocket,
 		"cgroupDriver":             "cgroupfs",
-		// There is no name service. A pod's own loopback refuses at once, where any
-		// other address would make every look-up wait.
-		"clusterDNS":             []any{loopback},
-		"cgroupRoot":             "/" + n.cgroup,
-		"failCgroupV1":           false,
-		"failSwapOn":             false,
-		"makeIPTablesUtilChains": false,
-		"maxPods":                maxPods,
-		"oomScoreAdj":            0,
-		"resolvConf":             boxDir + "/resolv.conf",
-		"volumePluginDir":        boxDir + "/kubelet/plugins",
+		"clusterDNS":               []any{n.nameServer},
+		"clusterDomain":            clusterDomain,
+		"cgroupRoot":               "/" + n.cgroup,
+		"failCgroupV1":             false,
+		"failSwapOn":               false,
+		"makeIPTablesUtilChains":   false,
+		"maxPods":                  maxPods,
+		"oomScoreAdj":              0,
+		"resolvConf":               boxDir + "/resolv.conf",
+		"volumePluginDir":          boxDir + "/kubelet/plugins",
 		// The runtime's events make the kubelet look at once, not at the next second.
 		"featureGates":              map[string]any{"EventedPLEG": true},
 		"serializeImagePulls":       false,
