@@ -98,3 +98,20 @@ func Bases(instructions []Instruction) []string {
 	}
 	return bases
 }
+
+// Copied gives what a Dockerfile copies out of its context.
+func Copied(instructions []Instruction) []string {
+	var sources []string
+	for _, in := range instructions {
+		words := strings.Fields(in.Text)
+		if in.Name != "COPY" || strings.Contains(in.Text, "--from=") {
+			continue
+		}
+		for _, word := range words[:len(words)-1] { // The last one is where to.
+			if !strings.HasPrefix(word, "--") {
+				sources = append(sources, word)
+			}
+		}
+	}
+	return sources
+}

@@ -49,3 +49,11 @@ func TestBasesFollowTheArguments(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+func TestCopiedIsOfTheContextAlone(t *testing.T) {
+	t.Parallel()
+	instructions := dockerfile.Parse("FROM a AS build\nCOPY go.mod go.sum ./\nCOPY --chmod=0755 cmd cmd\nFROM b\nCOPY --from=build --chmod=0755 /out/x /bin/x\n")
+	if diff := cmp.Diff([]string{"go.mod", "go.sum", "cmd"}, dockerfile.Copied(instructions)); diff != "" {
+		t.Error(diff)
+	}
+}
