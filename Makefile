@@ -75,6 +75,12 @@ test-e2e: $(GOTESTSUM) need-cc ## Run the tests on the cluster: a real node as r
 	if [ -z "$$packages" ]; then echo "no package uses the test cluster" >&2; exit 1; fi; \
 	CGO_ENABLED=1 $(GOTESTSUM) --format $(TEST_FORMAT) -- -race -count=1 -p 1 -parallel $(E2E_PARALLEL) -timeout $(E2E_TIMEOUT) $(TEST_FLAGS) $$packages
 
+# make test installs the chart once, with a few builds; what it leaves out takes minutes more.
+.PHONY: test-chart
+test-chart: need-cc ## Build both images with buildah, install the chart on a real node, run builds, make trouble, and upgrade it (CHART_BUILDS=30; needs root).
+	@CHART_BUILDS=$${CHART_BUILDS:-30} CGO_ENABLED=1 \
+	  $(GO) test -race -count=1 -v -parallel $(E2E_PARALLEL) -timeout 40m $(TEST_FLAGS) -run '^Test(Chart|ScalerImage)' ./test/e2e
+
 # One line for each seed that fails, and what was done in all. make test runs the first 200 seeds with fewer builds.
 .PHONY: simulate
 simulate: ## Run the loop through random histories in virtual time (SEEDS=10000 BUILDS=50 FIRST=1; SEED=n replays one and prints it).
@@ -84,13 +90,14 @@ simulate: ## Run the loop through random histories in virtual time (SEEDS=10000 
 # What grows with the time it is given. make test runs the same with fewer cases, and most of the end-to-end tests
 # with agents that are registered in one of the two ways.
 .PHONY: nightly
-nightly: need-cc simulate ## Run the simulation and the property tests at length (SEEDS=10000 PLAN_CHECKS=100000), fuzz every parser, plant defects, run end to end with either registration (ROTATION_BUILDS=200), kill at each call, and make chaos.
+nightly: need-cc simulate ## Run the simulation and the property tests at length (SEEDS=10000 PLAN_CHECKS=100000), fuzz every parser, plant defects, run end to end with either registration (ROTATION_BUILDS=200), build the images anew, kill at each call, and make chaos.
 	@$(GO) test -run '^$$' -bench Growth -benchtime 3x ./pkg/plan
 	@PLAN_CHECKS=$${PLAN_CHECKS:-100000} CGO_ENABLED=1 \
 	  $(GO) test -race -count=1 -timeout 6h $(TEST_FLAGS) ./pkg/plan
 	@$(MAKE) fuzz
 	@E2E_REGISTRATION=both ROTATION_BUILDS=$${ROTATION_BUILDS:-200} CGO_ENABLED=1 \
 	  $(GO) test -race -count=1 -parallel $(E2E_PARALLEL) -timeout 2h $(TEST_FLAGS) ./test/e2e
+	@IMAGES_ANEW=1 $(MAKE) test-chart
 	@$(MAKE) kill-matrix
 	@$(MAKE) chaos
 	@$(MAKE) mutation

@@ -46,6 +46,9 @@ type Options struct {
 	// Download has pods download the agent from the service, instead of finding
 	// it in the image.
 	Download bool
+	// Chart has the scaler installed as users do, instead of run beside the cluster; nil is the
+	// latter. Scaler, Download, Proxy, Interpose and Classes have no meaning then.
+	Chart *Chart
 	// Proxy has nobody reach the service but through a proxy that wants to be told a user and
 	// password: the service has a name that only the proxy resolves.
 	Proxy bool
@@ -96,6 +99,7 @@ type Env struct {
 	private       string         // Directory of what must not stay; it goes with the cluster.
 	dir           string         // Options.Dir, absolute.
 	observer      *observer
+	registry      *registry // Nil where nothing is pulled.
 }
 
 // The names of log files in Options.Dir.
@@ -132,6 +136,7 @@ func (e *Env) start(ctx context.Context, options Options, dir string) error {
 	steps := &steps{out: options.Progress}
 	clusterOptions := cluster.Options{
 		Node: options.Node, AuditLog: e.KubeAuditLog, ControllerManagerQPS: options.ControllerManagerQPS, Progress: options.Progress,
+		NameService: options.Chart != nil, // The chart has pods call the scaler by its Service's name.
 	}
 	// Built first and alone: it takes minutes the first time, and both cores.
 	if _, err := cluster.Ensure(ctx, clusterOptions); err != nil {
@@ -157,6 +162,9 @@ func (e *Env) start(ctx context.Context, options Options, dir string) error {
 	}
 	if err := e.startService(dir, options); err != nil {
 		return err
+	}
+	if options.Chart != nil {
+		return e.startChart(ctx, steps)
 	}
 	if e.Node() == cluster.Real {
 		if err := e.loadImage(ctx, steps, dir, options); err != nil {
@@ -243,6 +251,9 @@ func (e *Env) ServiceOrigin() string { return strings.TrimSuffix(e.Service.URL, 
 // HostAddress is where pods reach what listens on this machine.
 func (e *Env) HostAddress() string { return e.cluster.HostAddress() }
 
+// Seed decides everything that is drawn.
+func (e *Env) Seed() uint64 { return e.options.Seed }
+
 // Registration is how the agents come to be known to the pool.
 func (e *Env) Registration() string { return e.options.Registration }
 
@@ -281,6 +292,9 @@ func (e *Env) Close(ctx context.Context) error {
 	// only complain.
 	if e.cluster != nil {
 		failures = append(failures, e.cluster.Stop(ctx))
+	}
+	if e.registry != nil {
+		failures = append(failures, e.registry.close())
 	}
 	if e.Proxy != nil {
 		e.Proxy.Close()

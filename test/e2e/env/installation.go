@@ -45,6 +45,7 @@ type Installation struct {
 	signIn  map[string]string
 	classes map[string]Class // Those that are there, by name.
 	proxy   *interpose.Proxy
+	release *release // Nil where the scaler is a process beside the cluster.
 }
 
 // primary is the installation that every Env has.
@@ -249,6 +250,9 @@ func (in *Installation) missingPlaceholders() []string {
 
 // end stops the scaler and has it clean up, as an uninstall does.
 func (in *Installation) end(ctx context.Context) error {
+	if in.release != nil {
+		return in.uninstall(ctx)
+	}
 	if err := in.keepPages(ctx); err != nil {
 		return err
 	}
@@ -273,6 +277,9 @@ func (in *Installation) processes() []*Scaler {
 
 // outages are the times in which none of them worked.
 func (in *Installation) outages() []audit.Interval {
+	if in.release != nil {
+		return in.release.outages
+	}
 	out := in.Scaler.Outages()
 	for _, replica := range in.replicas {
 		out = intersection(out, replica.Outages())

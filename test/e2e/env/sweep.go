@@ -74,6 +74,9 @@ func (e *Env) holders() map[string]string {
 	holders := map[string]string{}
 	for _, in := range e.installations {
 		holders["Secret "+in.AgentsNamespace+"/"+TokenSecret] = TokenName(in.Name)
+		if in.release != nil {
+			holders["Secret "+in.ScalerNamespace+"/"+TokenSecret] = TokenName(in.Name)
+		}
 	}
 	return holders
 }
