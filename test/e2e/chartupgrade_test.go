@@ -33,7 +33,7 @@ func chartUpgrade(t *testing.T, way string) {
 	}
 	before := image()
 	// Of these some have an agent by then, and others do not.
-	queued := s.queue(t, builds("meanwhile", 6)...)
+	queued := s.queue(t, builds("meanwhile", 4)...)
 	if err := s.Upgrade(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}

@@ -82,12 +82,13 @@ func clean(ctx context.Context, t *testing.T, e *env.Env) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var text strings.Builder
+	if err := report.WriteText(&text); err != nil {
+		t.Fatal(err)
+	}
+	t.Log(text.String())
 	if !report.Clean() {
-		var text strings.Builder
-		if err := report.WriteText(&text); err != nil {
-			t.Fatal(err)
-		}
-		t.Errorf("the auditor has findings:\n%s\nlogs: %s", text.String(), filepath.Dir(e.ScalerLog))
+		t.Errorf("the auditor has findings; logs: %s", filepath.Dir(e.ScalerLog))
 	}
 }
 

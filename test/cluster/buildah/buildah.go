@@ -24,6 +24,7 @@ import (
 	"github.com/azp-scaler/azp-scaler/test/cluster/image"
 	"github.com/azp-scaler/azp-scaler/test/cluster/internal/filelock"
 	"github.com/azp-scaler/azp-scaler/test/cluster/internal/hostdeps"
+	"github.com/azp-scaler/azp-scaler/test/cluster/internal/proc"
 	"github.com/azp-scaler/azp-scaler/test/cluster/internal/progress"
 )
 
@@ -69,7 +70,13 @@ func (b *Builder) run(ctx context.Context, arguments ...string) (string, error) 
 	cmd.WaitDelay = 30 * time.Second
 	var out, complaints bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaints
-	if err := cmd.Run(); err != nil {
+	// Not after our end: it would go on with a registry that is gone.
+	process, err := proc.Start("buildah", cmd)
+	if err != nil {
+		return "", err
+	}
+	<-process.Done()
+	if err := process.Err(); err != nil {
 		said := []byte(out.String() + complaints.String())
 		return "", fmt.Errorf("buildah %s: %w: %s", arguments[0], err, bytes.TrimSpace(said[max(0, len(said)-4000):]))
 	}
