@@ -93,6 +93,9 @@ func prepare(ctx context.Context, o Options, kind NodeKind, report *progress.Rep
 	return set, cache, nil
 }
 
+// CanBeReal tells why a real node is not possible here; nil where it is.
+func CanBeReal(ctx context.Context) error { return canBox(ctx) }
+
 // chooseNode settles what Auto means here; why says why it is not the real node.
 func chooseNode(ctx context.Context, wanted NodeKind) (kind NodeKind, why string, err error) {
 	switch wanted {
@@ -215,9 +218,7 @@ func (c *Cluster) startReal(ctx context.Context, o Options) error {
 	if c.auditLog != "" {
 		auditDir = filepath.Dir(c.auditLog)
 	}
-	// Without a name service a pod's own loopback refuses at once, where any other address
-	// would make every look-up wait.
-	n := &realNode{dir: c.dir, binDir: c.programs.Dir, cgroup: filepath.Base(c.dir), nameServer: loopback}
+	n := &realNode{dir: c.dir, binDir: c.programs.Dir, cgroup: filepath.Base(c.dir)}
 	if err := makeCgroups(n.cgroup, c.record); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,7 +34,7 @@ type realNode struct {
 	binDir string
 	// cgroup is the name of the cgroup below which all pods are.
 	cgroup string
-	// nameServer is the address that pods ask for names.
+	// nameServer is the address that pods ask for names; empty where there is none.
 	nameServer string
 }
 
@@ -128,7 +129,7 @@ func networkConfig() map[string]any {
 }
 
 func (n realNode) kubeletConfig() map[string]any {
-	return map[string]any{
+	config := map[string]any{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
 		"address":                  "0.0.0.0",
 		"authentication":           map[string]any{"anonymous": map[string]any{"enabled": false}, "webhook": map[string]any{"enabled": false}, "x509": map[string]any{"clientCAFile": boxDir + "/ca.crt"}},
@@ -137,8 +138,6 @@ func (n realNode) kubeletConfig() map[string]any {
 		"tlsPrivateKeyFile":        boxDir + "/kubelet.key",
 		"containerRuntimeEndpoint": "unix://" + containerdSocket,
 		"cgroupDriver":             "cgroupfs",
-		"clusterDNS":               []any{n.nameServer},
-		"clusterDomain":            clusterDomain,
 		"cgroupRoot":               "/" + n.cgroup,
 		"failCgroupV1":             false,
 		"failSwapOn":               false,
@@ -164,6 +163,13 @@ func (n realNode) kubeletConfig() map[string]any {
 		"imageGCHighThresholdPercent": 100,
 		"imageGCLowThresholdPercent":  99,
 	}
+	// Without a name service a pod's own loopback refuses at once, where any other address
+	// would make every look-up wait.
+	config["clusterDNS"] = []any{cmp.Or(n.nameServer, loopback)}
+	if n.nameServer != "" {
+		config["clusterDomain"] = clusterDomain
+	}
+	return config
 }
 
 func (n realNode) proxyConfig() map[string]any {

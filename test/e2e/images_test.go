@@ -21,7 +21,7 @@ func needImages(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds images")
 	}
-	if why := env.CanBuildImages(); why != "" {
+	if why := env.CanBuildImages(t.Context()); why != "" {
 		t.Skip(why)
 	}
 }

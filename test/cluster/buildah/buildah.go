@@ -4,7 +4,6 @@ package buildah
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -125,10 +124,7 @@ type Build struct {
 	File    string // The Dockerfile, in it.
 	// Key says all that the image is made of, by content. An image of the same file and key
 	// is taken from an earlier time.
-	Key string
-	// Platform such as linux/arm64; empty is this machine's. It is always told, as older
-	// versions tell the build nothing of its processor otherwise.
-	Platform  string
+	Key       string
 	Arguments map[string]string
 	// Anew takes nothing from an earlier time.
 	Anew bool
@@ -153,7 +149,9 @@ func (b *Builder) Build(ctx context.Context, build Build) (string, error) {
 		return kept, nil
 	}
 	arguments := []string{
-		"build", "--layers", "--force-rm", "--isolation", "chroot", "--pull-never", "--quiet", "--platform", cmp.Or(build.Platform, "linux/"+runtime.GOARCH),
+		"build", "--layers", "--force-rm", "--isolation", "chroot", "--pull-never", "--quiet",
+		// Older versions tell the build nothing of its processor otherwise.
+		"--platform", "linux/" + runtime.GOARCH,
 		"--file", filepath.Join(build.Context, build.File), "--tag", kept,
 	}
 	if build.Anew {

@@ -30,8 +30,9 @@ type Chart struct {
 	// Modest has somebody install it who has the ClusterRole admin in the three namespaces
 	// and no other right; otherwise a cluster administrator does, with the delivered policy.
 	Modest bool
-	// Previous begins with the previous version of chart and images, until Upgrade.
-	Previous bool
+	// Previous is a commit as whose chart and images the installation begins, until Upgrade;
+	// empty is the repository as it is.
+	Previous string
 }
 
 // helmLimit is for one call of helm.
@@ -47,7 +48,6 @@ const installer = "installer"
 // release is what the chart makes of an installation.
 type release struct {
 	helm       string // Path.
-	chart      string // Directory.
 	kubeconfig string // Of whoever installs it.
 	values     map[string]any
 	outages    []audit.Interval
@@ -74,8 +74,8 @@ func (e *Env) startChart(ctx context.Context, steps *steps) error {
 // buildImages has the registry hold the images that are wanted.
 func (e *Env) buildImages(ctx context.Context) (sources string, err error) {
 	sources = e.built.root
-	if e.options.Chart.Previous {
-		if sources, err = previousSources(ctx, e.built.root, e.private); err != nil {
+	if previous := e.options.Chart.Previous; previous != "" {
+		if sources, err = sourcesOf(ctx, e.built.root, previous, e.private); err != nil {
 			return "", err
 		}
 		if err := e.pushImages(ctx, sources, previousTag); err != nil {
@@ -138,7 +138,7 @@ func (in *Installation) installChart(ctx context.Context, sources string) error 
 		return err
 	}
 	tag := imageTag
-	if e.options.Chart.Previous {
+	if e.options.Chart.Previous != "" {
 		tag = previousTag
 	}
 	if err := in.rollOut(ctx, "install", sources, tag, nil); err != nil {
@@ -202,7 +202,6 @@ func (in *Installation) chartValues() map[string]any {
 
 // rollOut installs or upgrades the release, with further values, and waits until it is ready.
 func (in *Installation) rollOut(ctx context.Context, verb, sources, tag string, further map[string]any) error {
-	in.release.chart = filepath.Join(sources, "deploy", "helm", "azp-scaler")
 	images := map[string]any{
 		"image":  map[string]any{"repository": scalerImage, "tag": tag},
 		"agents": map[string]any{"image": map[string]any{"repository": agentImage, "tag": tag}},
@@ -212,7 +211,7 @@ func (in *Installation) rollOut(ctx context.Context, verb, sources, tag string, 
 	if err != nil {
 		return fmt.Errorf("the chart's values: %w", err)
 	}
-	_, err = in.helm(ctx, values, verb, in.Name, in.release.chart, "--values", "-", "--wait", "--timeout", "2m")
+	_, err = in.helm(ctx, values, verb, in.Name, filepath.Join(sources, "deploy", "helm", "azp-scaler"), "--values", "-", "--wait", "--timeout", "2m")
 	return err
 }
 

@@ -175,41 +175,52 @@ func goEnv(ctx context.Context, name string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// previousSources gives the sources of the chart's previous version: as they were before the
-// commit that gave the chart its present version, or, as long as it has had no other, as they
-// were when it was first delivered. They are unpacked below dir.
-func previousSources(ctx context.Context, root, dir string) (string, error) {
-	const chart = "deploy/helm/azp-scaler/Chart.yaml"
-	git := func(arguments ...string) (string, error) {
-		command := exec.CommandContext(ctx, "git", append([]string{"-C", root}, arguments...)...)
-		var complaint strings.Builder
-		command.Stderr = &complaint
-		out, err := command.Output()
-		if err != nil {
-			return "", fmt.Errorf("git %s: %w: %s", arguments[0], err, strings.TrimSpace(complaint.String()))
-		}
-		return strings.TrimSpace(string(out)), nil
+// git runs it on this repository.
+func git(ctx context.Context, root string, arguments ...string) (string, error) {
+	command := exec.CommandContext(ctx, "git", append([]string{"-C", root}, arguments...)...)
+	var complaint strings.Builder
+	command.Stderr = &complaint
+	out, err := command.Output()
+	if err != nil {
+		return "", fmt.Errorf("git %s: %w: %s", arguments[0], err, strings.TrimSpace(complaint.String()))
 	}
-	commit, err := git("log", "-1", "--format=%H", "-G", "^version:", "--", chart)
+	return strings.TrimSpace(string(out)), nil
+}
+
+// PreviousVersion gives the commit of the chart's previous version: that before the one which
+// gave the chart its present version, or, as long as it has had no other, the one that delivered
+// it first. The error is ErrNoHistory where that can't be known.
+func PreviousVersion(ctx context.Context) (string, error) {
+	const chart = "deploy/helm/azp-scaler/Chart.yaml"
+	root, err := repository()
+	if err != nil {
+		return "", err
+	}
+	commit, err := git(ctx, root, "log", "-1", "--format=%H", "-G", "^version:", "--", chart)
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrNoHistory, err)
 	}
 	if commit == "" {
 		return "", fmt.Errorf("%w: no commit has given the chart its version", ErrNoHistory)
 	}
-	if _, err := git("cat-file", "-e", commit+"^:"+chart); err == nil {
+	if _, err := git(ctx, root, "cat-file", "-e", commit+"^:"+chart); err == nil {
 		commit += "^"
 	}
-	archive := filepath.Join(dir, "previous.tar")
-	if _, err := git("archive", "--output", archive, commit); err != nil {
-		return "", fmt.Errorf("the chart's previous version: %w", err)
+	return commit, nil
+}
+
+// sourcesOf unpacks the sources as they were at a commit below dir.
+func sourcesOf(ctx context.Context, root, commit, dir string) (string, error) {
+	fail := func(err error) (string, error) { return "", fmt.Errorf("the sources of commit %s: %w", commit, err) }
+	archive, sources := filepath.Join(dir, "sources.tar"), filepath.Join(dir, "sources")
+	if _, err := git(ctx, root, "archive", "--output", archive, commit); err != nil {
+		return fail(err)
 	}
-	sources := filepath.Join(dir, "previous")
 	if err := os.Mkdir(sources, 0o755); err != nil {
-		return "", fmt.Errorf("the chart's previous version: %w", err)
+		return fail(err)
 	}
 	if out, err := exec.CommandContext(ctx, "tar", "--extract", "--file", archive, "--directory", sources).CombinedOutput(); err != nil {
-		return "", fmt.Errorf("the chart's previous version: %w: %s", err, out)
+		return fail(fmt.Errorf("%w: %s", err, out))
 	}
 	return sources, os.Remove(archive)
 }
@@ -218,9 +229,9 @@ func previousSources(ctx context.Context, root, dir string) (string, error) {
 var ErrNoHistory = errors.New("the chart's previous version is not known: a clone with its history has it")
 
 // CanBuildImages tells what a machine lacks to build images, and nothing if it has all.
-func CanBuildImages() string {
-	if os.Geteuid() != 0 {
-		return "not root: images are built and run as root only"
+func CanBuildImages(ctx context.Context) string {
+	if err := cluster.CanBeReal(ctx); err != nil {
+		return fmt.Sprintf("images are built and run by root, on a real node, only: %v", err)
 	}
 	for _, program := range []string{"buildah", "mmdebstrap"} {
 		_, missing := exec.LookPath(program)

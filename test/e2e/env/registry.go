@@ -44,10 +44,9 @@ func (e *Env) startRegistry(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("the registry's log: %w", err)
 	}
-	// What has been pushed once need not be again; under which names is forgotten.
-	blobs, err := registryDir()
-	if err != nil {
-		return errors.Join(err, log.Close())
+	blobs := filepath.Join(e.private, "registry")
+	if err := os.Mkdir(blobs, 0o700); err != nil {
+		return errors.Join(fmt.Errorf("the registry's directory: %w", err), log.Close())
 	}
 	command := exec.Command(e.cluster.Binaries().Crane(), "registry", "serve", "--address", address, "--disk", blobs)
 	command.Env = []string{"HOME=" + e.private}
@@ -61,18 +60,6 @@ func (e *Env) startRegistry(ctx context.Context) error {
 		return err
 	}
 	return e.cluster.UseRegistry(registryName, address)
-}
-
-func registryDir() (string, error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("the registry's directory: %w: set HOME or XDG_CACHE_HOME", err)
-	}
-	dir := filepath.Join(cache, "azp-scaler", "images", "registry")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", fmt.Errorf("the registry's directory: %w", err)
-	}
-	return dir, nil
 }
 
 func (r *registry) wait(ctx context.Context) error {
