@@ -195,7 +195,9 @@ func (in *Installation) chartValues() map[string]any {
 		},
 		"targetNamespaces": []any{map[string]any{"name": in.TargetNamespace, "roles": []any{map[string]any{"kind": "ClusterRole", "name": targetRole}}}},
 		"scaler": map[string]any{
-			"maxAgents": chartAgents, "jobTTL": "2s", "pollBusy": PollBusy.String(), "pollIdle": PollIdle.String(), "idleLimit": IdleLimit.String(), "logLevel": "debug",
+			"maxAgents": chartAgents, "jobTTL": "2s", "pollBusy": PollBusy.String(), "pollIdle": PollIdle.String(), "idleLimit": IdleLimit.String(),
+			// A Job that ends while there is no scaler is gone before there is one again.
+			"sweepInterval": "2s", "sweepGrace": "5s", "logLevel": "debug",
 		},
 	}
 }
