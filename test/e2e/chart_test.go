@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"slices"
@@ -188,26 +187,11 @@ func (s *stage) explain(t *testing.T, build env.Queued) string {
 	return s.kubectl(t, "exec", "--namespace", env.ScalerNamespace, "deployment/azp-scaler", "--", "scaler", "explain", fmt.Sprint(build.RequestID))
 }
 
-// greedyBuild has a build use more memory than its container may, as outOfMemory does.
+// greedyBuild has a build run out of memory, and tells the auditor of the agent that went with it.
 func (s *stage) greedyBuild(t *testing.T) {
-	build := s.queue(t, env.Build{Name: "greedy", Demands: []string{"tight"}, Steps: []string{
-		`sleep 3; greed=x; while true; do greed=$greed$greed; done`,
-	}})[0]
-	waitUntil(t.Context(), t, "the build has an agent", func() (string, bool) { return "", s.agentOf(t, build) != "" })
-	begun := time.Now()
-	s.chartMetric(t, `azp_scaler_builds_lost_total{class="tight",pool="kubernetes",reason="out-of-memory"} 1`)
-	waitForEvent(t.Context(), t, s.Env, "out-of-memory", "more memory than its limit")
-	ctx, cancel := context.WithTimeout(t.Context(), troubleLimit)
-	defer cancel()
-	status, err := s.Service.Wait(ctx, build.RequestID)
-	if err != nil || status.Result != "abandoned" && status.Result != "failed" {
-		t.Errorf("the build is %+v, %v, want it abandoned or failed", status, err)
-	}
+	status, begun := s.greedy(t, s.chartMetric)
 	if status.Result == "abandoned" {
 		s.Killed[status.AgentName] = begun // By the kernel, soon after, as the test wanted it.
-	}
-	if jobs := s.jobs.of(build.RequestID); len(jobs) != 1 {
-		t.Errorf("a build that ran out of memory got %d Jobs, want 1: %+v", len(jobs), jobs)
 	}
 }
 

@@ -138,17 +138,27 @@ func (s *stage) evictedIdle(t *testing.T) {
 	s.remove(t, class.Name)
 }
 
-// outOfMemory has a build use more memory than its container may. Where the kernel kills all of
-// the container, as with control groups of version 2, the service abandons the build when its
-// lock lapses; where it kills the step alone, the agent lives and tells that the build has
-// failed. Both are told with the reason, and no other agent is made.
+// outOfMemory has a build use more memory than its container may.
 func (s *stage) outOfMemory(t *testing.T) {
 	class := env.Class{Name: "tight", Variables: map[string]string{"tight": "1"}, MemoryLimit: "96Mi"}
 	s.apply(t, class)
+	s.greedy(t, s.metric)
+	s.remove(t, class.Name)
+}
+
+// greedy has a build of the class tight use more memory than there is for it. Where the kernel
+// kills all of the container, as with control groups of version 2, the service abandons the build
+// when its lock lapses; where it kills the step alone, the agent lives and tells that the build
+// has failed. Both are told with the reason, and no other agent is made. It gives what became of
+// the build, and a time at which it had its agent and had not taken anything yet.
+func (s *stage) greedy(t *testing.T, metric func(t *testing.T, line string)) (status azuredevopstest.BuildStatus, begun time.Time) {
+	t.Helper()
 	build := s.queue(t, env.Build{Name: "greedy", Demands: []string{"tight"}, Steps: []string{
 		`sleep 3; greed=x; while true; do greed=$greed$greed; done`,
 	}})[0]
-	s.metric(t, `azp_scaler_builds_lost_total{class="tight",pool="kubernetes",reason="out-of-memory"} 1`)
+	waitUntil(t.Context(), t, "the build has an agent", func() (string, bool) { return "", s.agentOf(t, build) != "" })
+	begun = time.Now()
+	metric(t, `azp_scaler_builds_lost_total{class="tight",pool="kubernetes",reason="out-of-memory"} 1`)
 	waitForEvent(t.Context(), t, s.Env, "out-of-memory", "more memory than its limit")
 	ctx, cancel := context.WithTimeout(t.Context(), troubleLimit)
 	defer cancel()
@@ -159,5 +169,5 @@ func (s *stage) outOfMemory(t *testing.T) {
 	if jobs := s.jobs.of(build.RequestID); len(jobs) != 1 {
 		t.Errorf("a build that ran out of memory got %d Jobs, want 1: %+v", len(jobs), jobs)
 	}
-	s.remove(t, class.Name)
+	return status, begun
 }

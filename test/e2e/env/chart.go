@@ -112,10 +112,6 @@ func (in *Installation) installChart(ctx context.Context, sources string) error 
 	if err := in.makeNamespaces(ctx, filepath.Join(e.built.root, "deploy", "kustomize")); err != nil {
 		return err
 	}
-	target := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: in.TargetNamespace}}
-	if _, err := e.Admin.CoreV1().Namespaces().Create(ctx, target, metav1.CreateOptions{}); err != nil {
-		return fmt.Errorf("namespace %s: %w", in.TargetNamespace, err)
-	}
 	token := in.agentToken()
 	for _, namespace := range []string{in.ScalerNamespace, in.AgentsNamespace} {
 		if namespace == in.AgentsNamespace && e.options.Registration == registrationJIT {

@@ -23,10 +23,6 @@ func (in *Installation) install(ctx context.Context, root string) error {
 	if err := in.makeNamespaces(ctx, manifests); err != nil {
 		return err
 	}
-	target := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: in.TargetNamespace}}
-	if _, err := e.Admin.CoreV1().Namespaces().Create(ctx, target, metav1.CreateOptions{}); err != nil {
-		return fmt.Errorf("namespace %s: %w", in.TargetNamespace, err)
-	}
 	for file, namespace := range map[string]string{
 		"base/scaler/serviceaccount.yaml": in.ScalerNamespace, "base/agents/rbac-agents.yaml": in.AgentsNamespace, "base/target/rbac-target.yaml": in.TargetNamespace,
 	} {
@@ -53,9 +49,13 @@ func (in *Installation) install(ctx context.Context, root string) error {
 	return nil
 }
 
-// makeNamespaces makes those of scaler and agents: from the manifest for the first
-// installation, and like these for the others.
+// makeNamespaces makes that which builds deploy to, and those of scaler and agents: from the
+// manifest for the first installation, and like these for the others.
 func (in *Installation) makeNamespaces(ctx context.Context, manifests string) error {
+	target := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: in.TargetNamespace}}
+	if _, err := in.env.Admin.CoreV1().Namespaces().Create(ctx, target, metav1.CreateOptions{}); err != nil {
+		return fmt.Errorf("namespace %s: %w", in.TargetNamespace, err)
+	}
 	if in.ScalerNamespace == ScalerNamespace {
 		return in.apply(ctx, filepath.Join(manifests, "namespaces.yaml"))
 	}
