@@ -174,13 +174,9 @@ func (b *Builder) Build(ctx context.Context, build Build) (string, error) {
 
 // Config is what an image says of itself, as far as tests look.
 type Config struct {
-	Architecture string `json:"architecture"`
-	Config       struct {
-		User       string
-		Env        []string
-		Entrypoint []string
-		WorkingDir string
-		Labels     map[string]string
+	Config struct {
+		User   string
+		Labels map[string]string
 	} `json:"config"`
 }
 

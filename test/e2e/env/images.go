@@ -65,8 +65,12 @@ func NewImageBuilder(ctx context.Context, root string, programs cluster.Binaries
 	if err != nil {
 		return nil, err
 	}
+	bases, err := cluster.BaseImageCache("")
+	if err != nil {
+		return nil, err
+	}
 	b := &ImageBuilder{Builder: builder, root: root}
-	stands := &standIns{builder: b, programs: programs, bases: filepath.Join(cache, "azp-scaler", "cluster", "bases"), progress: progress}
+	stands := &standIns{builder: b, programs: programs, bases: bases, progress: progress}
 	for _, file := range []string{scalerFile, agentFile} {
 		instructions, err := dockerfile.Read(filepath.Join(root, file))
 		if err != nil {
