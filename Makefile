@@ -75,7 +75,7 @@ test-e2e: $(GOTESTSUM) need-cc ## Run the tests on the cluster: a real node as r
 	if [ -z "$$packages" ]; then echo "no package uses the test cluster" >&2; exit 1; fi; \
 	CGO_ENABLED=1 $(GOTESTSUM) --format $(TEST_FORMAT) -- -race -count=1 -p 1 -parallel $(E2E_PARALLEL) -timeout $(E2E_TIMEOUT) $(TEST_FLAGS) $$packages
 
-# make test installs the chart once, with a few builds; what it leaves out takes minutes more.
+# make test installs the chart as the README says, and has one build run.
 .PHONY: test-chart
 test-chart: need-cc ## Build both images with buildah, install the chart on a real node, run builds, make trouble, and upgrade it (CHART_BUILDS=30; needs root).
 	@CHART_BUILDS=$${CHART_BUILDS:-30} CGO_ENABLED=1 \

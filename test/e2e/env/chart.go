@@ -33,6 +33,10 @@ type Chart struct {
 	// Previous is a commit as whose chart and images the installation begins, until Upgrade;
 	// empty is the repository as it is.
 	Previous string
+	// Commands are for a shell, and install it as documentation has it, in a directory that has
+	// the repository's deploy, the token, and Values with what differs here in values.yaml.
+	Commands string
+	Values   map[string]any
 }
 
 // helmLimit is for one call of helm.
@@ -51,6 +55,7 @@ type release struct {
 	kubeconfig string // Of whoever installs it.
 	values     map[string]any
 	outages    []audit.Interval
+	begun      time.Time // When the first command of those that install it was.
 }
 
 // startChart installs the chart, and what it needs.
@@ -104,11 +109,46 @@ func (e *Env) pushImages(ctx context.Context, sources, tag string) error {
 	)
 }
 
-// installChart makes the namespaces and Secrets that the chart wants to be there, and installs
-// it.
+// installChart installs the chart, and before that makes what it wants to be there.
 func (in *Installation) installChart(ctx context.Context, sources string) error {
 	e := in.env
 	down := time.Now()
+	byHand := e.options.Chart.Commands != ""
+	prepare := in.makeReady
+	if byHand {
+		prepare = in.makeTarget
+	}
+	if err := prepare(ctx); err != nil {
+		return err
+	}
+	found, err := chart.Find()
+	if err != nil {
+		return err
+	}
+	in.release = &release{kubeconfig: e.AdminKubeconfig, values: merge(e.options.Chart.Values, in.chartValues())}
+	if in.release.helm, err = found.Tool(ctx, "helm"); err != nil {
+		return err
+	}
+	if err := in.prepareInstaller(ctx); err != nil {
+		return err
+	}
+	tag := imageTag
+	if e.options.Chart.Previous != "" {
+		tag = previousTag
+	}
+	in.release.begun = time.Now()
+	if byHand {
+		err = in.follow(ctx, sources, tag)
+	} else {
+		err = in.rollOut(ctx, "install", sources, tag, nil)
+	}
+	in.Outage(down, time.Now())
+	return err
+}
+
+// makeReady makes the namespaces and Secrets that are there before the chart.
+func (in *Installation) makeReady(ctx context.Context) error {
+	e := in.env
 	if err := in.makeNamespaces(ctx, filepath.Join(e.built.root, "deploy", "kustomize")); err != nil {
 		return err
 	}
@@ -122,25 +162,6 @@ func (in *Installation) installChart(ctx context.Context, sources string) error 
 			return fmt.Errorf("the pool's token: %w", err)
 		}
 	}
-	found, err := chart.Find()
-	if err != nil {
-		return err
-	}
-	in.release = &release{kubeconfig: e.AdminKubeconfig, values: in.chartValues()}
-	if in.release.helm, err = found.Tool(ctx, "helm"); err != nil {
-		return err
-	}
-	if err := in.prepareInstaller(ctx); err != nil {
-		return err
-	}
-	tag := imageTag
-	if e.options.Chart.Previous != "" {
-		tag = previousTag
-	}
-	if err := in.rollOut(ctx, "install", sources, tag, nil); err != nil {
-		return err
-	}
-	in.Outage(down, time.Now())
 	return nil
 }
 
@@ -200,6 +221,16 @@ func (in *Installation) chartValues() map[string]any {
 
 // rollOut installs or upgrades the release, with further values, and waits until it is ready.
 func (in *Installation) rollOut(ctx context.Context, verb, sources, tag string, further map[string]any) error {
+	values, err := in.valuesWith(tag, further)
+	if err != nil {
+		return err
+	}
+	_, err = in.helm(ctx, values, verb, in.Name, filepath.Join(sources, "deploy", "helm", "azp-scaler"), "--values", "-", "--wait", "--timeout", "2m")
+	return err
+}
+
+// valuesWith gives the release's values, as JSON, with images and further ones.
+func (in *Installation) valuesWith(tag string, further map[string]any) ([]byte, error) {
 	images := map[string]any{
 		"image":  map[string]any{"repository": scalerImage, "tag": tag},
 		"agents": map[string]any{"image": map[string]any{"repository": agentImage, "tag": tag}},
@@ -207,15 +238,45 @@ func (in *Installation) rollOut(ctx context.Context, verb, sources, tag string, 
 	in.release.values = merge(merge(in.release.values, images), further)
 	values, err := json.Marshal(in.release.values)
 	if err != nil {
-		return fmt.Errorf("the chart's values: %w", err)
+		return nil, fmt.Errorf("the chart's values: %w", err)
 	}
-	_, err = in.helm(ctx, values, verb, in.Name, filepath.Join(sources, "deploy", "helm", "azp-scaler"), "--values", "-", "--wait", "--timeout", "2m")
-	return err
+	return values, nil
 }
+
+// follow runs the commands that install the chart, as somebody does who reads them.
+func (in *Installation) follow(ctx context.Context, sources, tag string) error {
+	ctx, cancel := context.WithTimeout(ctx, helmLimit)
+	defer cancel()
+	dir, programs := filepath.Join(in.env.private, "by-hand"), filepath.Join(in.env.private, "programs")
+	values, err := in.valuesWith(tag, nil)
+	if err := errors.Join(
+		err, os.MkdirAll(dir, 0o700), os.MkdirAll(programs, 0o700),
+		os.Symlink(filepath.Join(sources, "deploy"), filepath.Join(dir, "deploy")),
+		os.Symlink(in.env.Kubectl(), filepath.Join(programs, "kubectl")), os.Symlink(in.release.helm, filepath.Join(programs, "helm")),
+		os.WriteFile(filepath.Join(dir, "values.yaml"), values, 0o600), os.WriteFile(filepath.Join(dir, tokenKey), []byte(in.token), 0o600),
+	); err != nil {
+		return fmt.Errorf("what the commands need: %w", err)
+	}
+	command := exec.CommandContext(ctx, "bash", "-e", "-u", "-x", "-c", in.env.options.Chart.Commands)
+	command.Dir = dir
+	command.Env = []string{"PATH=" + programs + ":" + os.Getenv("PATH"), "HOME=" + filepath.Join(in.env.private, "helm"), "KUBECONFIG=" + in.release.kubeconfig}
+	out, err := command.CombinedOutput()
+	if in.env.options.Progress != nil {
+		_, _ = in.env.options.Progress.Write(out) // For people alone.
+	}
+	if err != nil {
+		return fmt.Errorf("the commands that install the chart: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// Begun is when the installation of the chart began.
+func (in *Installation) Begun() time.Time { return in.release.begun }
 
 // merge gives values with others laid over them.
 func merge(values, over map[string]any) map[string]any {
-	out := maps.Clone(values)
+	out := map[string]any{}
+	maps.Copy(out, values)
 	for name, value := range over {
 		below, isMap := out[name].(map[string]any)
 		if above, both := value.(map[string]any); both && isMap {

@@ -52,9 +52,8 @@ func (in *Installation) install(ctx context.Context, root string) error {
 // makeNamespaces makes that which builds deploy to, and those of scaler and agents: from the
 // manifest for the first installation, and like these for the others.
 func (in *Installation) makeNamespaces(ctx context.Context, manifests string) error {
-	target := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: in.TargetNamespace}}
-	if _, err := in.env.Admin.CoreV1().Namespaces().Create(ctx, target, metav1.CreateOptions{}); err != nil {
-		return fmt.Errorf("namespace %s: %w", in.TargetNamespace, err)
+	if err := in.makeTarget(ctx); err != nil {
+		return err
 	}
 	if in.ScalerNamespace == ScalerNamespace {
 		return in.apply(ctx, filepath.Join(manifests, "namespaces.yaml"))
@@ -70,6 +69,15 @@ func (in *Installation) makeNamespaces(ctx context.Context, manifests string) er
 		if _, err := namespaces.Create(ctx, made, metav1.CreateOptions{}); err != nil {
 			return fmt.Errorf("namespace %s: %w", name, err)
 		}
+	}
+	return nil
+}
+
+// makeTarget makes the namespace that builds deploy to.
+func (in *Installation) makeTarget(ctx context.Context) error {
+	target := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: in.TargetNamespace}}
+	if _, err := in.env.Admin.CoreV1().Namespaces().Create(ctx, target, metav1.CreateOptions{}); err != nil {
+		return fmt.Errorf("namespace %s: %w", in.TargetNamespace, err)
 	}
 	return nil
 }
