@@ -131,11 +131,11 @@ func (d defect) plant(ctx context.Context, root, dir string) (by string, err err
 	if err := os.WriteFile(overlayFile, overlay, 0o600); err != nil {
 		return "", err
 	}
-	if out, err := command(ctx, root, "build", "-overlay", overlayFile, "./pkg/...", "./cmd/..."); err != nil {
+	if out, err := command(ctx, root, overlayFile, "build", "./pkg/...", "./cmd/..."); err != nil {
 		return "", fmt.Errorf("it does not compile: %w: %s", err, out)
 	}
 	for _, pkg := range d.tests {
-		out, err := command(ctx, root, "test", "-overlay", overlayFile, "-count=1", "-failfast", "-timeout", testLimit.String(), "./"+pkg)
+		out, err := command(ctx, root, overlayFile, "test", "-count=1", "-failfast", "-timeout", testLimit.String(), "./"+pkg)
 		switch {
 		case ctx.Err() != nil:
 			return "", ctx.Err()
@@ -149,12 +149,14 @@ func (d defect) plant(ctx context.Context, root, dir string) (by string, err err
 	return "", nil
 }
 
-// command runs go and gives what it printed.
-func command(ctx context.Context, dir string, arguments ...string) (string, error) {
+// command runs go and gives what it printed. Tests that build a program build it with the
+// overlay as well, as they have the flags from the environment.
+func command(ctx context.Context, dir, overlay string, arguments ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*testLimit)
 	defer cancel()
 	c := exec.CommandContext(ctx, "go", arguments...)
 	c.Dir = dir
+	c.Env = append(os.Environ(), "GOFLAGS="+strings.TrimSpace(os.Getenv("GOFLAGS")+" -overlay="+overlay))
 	c.Cancel = func() error { return c.Process.Signal(os.Interrupt) }
 	c.WaitDelay = 30 * time.Second
 	out, err := c.CombinedOutput()
