@@ -232,6 +232,9 @@ func (k *killing) play(t *testing.T, p plan) (killed bool) {
 	if err := k.Scaler.WaitReady(t.Context()); err != nil {
 		fail("%v", err)
 	}
+	if p.losesSession() {
+		k.excuse(queued[0])
+	}
 	if err := k.ended(queued[0], scene.allowed); err != nil {
 		t.Errorf("%s: %v\nto repeat: %s", p, err, p.command())
 	}
@@ -261,6 +264,19 @@ func (k *killing) left(t *testing.T, build env.Queued) (string, error) {
 	}
 	left, err := k.Remaining(t.Context())
 	return strings.Join(left, ", "), err
+}
+
+// excuse has a build that no session took up count as one whose agent was killed when it was
+// assigned.
+func (k *killing) excuse(build env.Queued) {
+	status, err := k.Service.Build(build.RequestID)
+	if err != nil || status.Result != azuredevopstest.ResultAbandoned || !status.Received.IsZero() {
+		return // As it is judged then.
+	}
+	if k.Killed == nil {
+		k.Killed = map[string]time.Time{}
+	}
+	k.Killed[status.AgentName] = status.Assigned
 }
 
 // ended says what is wrong with the result of a build.

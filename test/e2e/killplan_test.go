@@ -55,6 +55,13 @@ func (p plan) String() string {
 	return fmt.Sprintf("%s %s %s %s %s %d", p.way, p.scenario, p.ending, p.place.actor, p.place.kind, p.place.nth)
 }
 
+// losesSession tells whether the service opens a session of which the agent program never learns.
+// The service may give a build to that session, and abandons it when nobody takes it up; the agent
+// program is refused another one for as long. Nobody but these two can do anything about it.
+func (p plan) losesSession() bool {
+	return p.ending == endLost && p.place.actor == agentActor && p.place.kind == "service POST pools/*/sessions"
+}
+
 // command replays the plan.
 func (p plan) command() string {
 	return fmt.Sprintf("%s='%s' go test ./test/e2e -count=1 -v -run '^TestKilledAtEachCall$'", killPlan, p)
