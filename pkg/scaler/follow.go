@@ -153,7 +153,7 @@ func (e *errands) end(uid string, done bool) {
 }
 
 // wait waits for what is under way.
-func (e *errands) wait() { e.group.Wait() } // The operations report for themselves.
+func (e *errands) wait() { e.group.Wait() }
 
 // observe counts what is new about a Job, and reports whether it has failed before it ran a
 // build.

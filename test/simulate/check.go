@@ -146,13 +146,11 @@ type jobSeen struct {
 type scalerSeen struct {
 	stages  map[string]string // How far each Job is, as its cache shows, by UID.
 	planned map[string]string // What they were when it looked.
+	told    map[string]bool   // UIDs of the Jobs of which it did not learn from its cache.
 	looked  time.Duration
 	live    bool
 	classes []agentpool.AgentClass
 	polled  []int64
-	known   map[string]bool // UIDs of the Jobs that it knows of.
-	sighted map[string]bool // Those that it knew of when it looked.
-	told    map[string]bool // Those of which it did not learn from its cache.
 }
 
 func (c *check) accuse(rule Rule, format string, args ...any) {
@@ -373,7 +371,7 @@ func (c *check) takeScaler(e Event) {
 	if e.Kind == Starts || e.Kind == Stops || e.Kind == Crashes {
 		c.disturbed = c.now
 		if e.Kind == Starts {
-			c.scalers[e.By] = &scalerSeen{stages: map[string]string{}, known: map[string]bool{}, told: map[string]bool{}}
+			c.scalers[e.By] = &scalerSeen{stages: map[string]string{}, told: map[string]bool{}}
 		}
 		return
 	}
@@ -382,14 +380,13 @@ func (c *check) takeScaler(e Event) {
 	}
 	switch e.Kind {
 	case Looks:
-		s.looked, s.live, s.classes, s.sighted = c.now, e.Text == "live", c.classes, maps.Clone(s.known)
-		s.planned = maps.Clone(s.stages)
+		s.looked, s.live, s.classes, s.planned = c.now, e.Text == "live", c.classes, maps.Clone(s.stages)
 	case Polled:
 		s.polled = e.Requests
 	case Shown:
 		c.takeShown(s, e)
 	case Learns:
-		s.known[e.UID], s.told[e.UID] = true, true
+		s.told[e.UID] = true
 		if j := c.jobs[e.UID]; j != nil && j.by == e.By && !j.answered {
 			j.answered = true
 			c.reasons--
@@ -405,7 +402,7 @@ func (c *check) takeScaler(e Event) {
 }
 
 func (c *check) takeShown(s *scalerSeen, e Event) {
-	s.known[e.UID], s.stages[e.UID] = true, e.Text
+	s.stages[e.UID] = e.Text
 	j := c.jobs[e.UID]
 	if j == nil {
 		return

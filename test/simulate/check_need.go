@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -13,11 +14,7 @@ import (
 // other's, and none knows of a Job whose answer was lost before its cache shows it.
 func (c *check) judgeCaps(s *scalerSeen, made *jobSeen) {
 	inPool, inClass := 1, 1
-	for uid := range s.known {
-		j := c.jobs[uid]
-		if j == nil || j.ended || j.gone || !s.sighted[uid] && !s.told[uid] {
-			continue
-		}
+	for _, j := range c.atHand(s) {
 		inPool++
 		if j.class == made.class {
 			inClass++
@@ -31,6 +28,22 @@ func (c *check) judgeCaps(s *scalerSeen, made *jobSeen) {
 			c.accuse(RuleCaps, "with %s there are %d agents of class %s, and may be %d", made.name, inClass, class.Name, class.MaxAgents)
 		}
 	}
+}
+
+// atHand gives the Jobs that a scaler knew of when it looked, or has been told of since, and that
+// are not over.
+func (c *check) atHand(s *scalerSeen) []*jobSeen {
+	uids := maps.Clone(s.told)
+	for uid := range s.planned {
+		uids[uid] = true
+	}
+	var jobs []*jobSeen
+	for uid := range uids {
+		if j := c.jobs[uid]; j != nil && !j.ended && !j.gone {
+			jobs = append(jobs, j)
+		}
+	}
+	return jobs
 }
 
 // want is something that an agent is needed for: a build, or, where it has a class, a place
@@ -71,15 +84,15 @@ func (c *check) able(s *scalerSeen) []*jobSeen {
 	// Clocks differ by the skew of either.
 	margin := 2*c.setup.Skew + c.setup.Config.PollTimeout
 	var able []*jobSeen
-	for uid := range s.known {
-		j := c.jobs[uid]
+	for _, j := range c.atHand(s) {
+		agent := c.agentOf(j)
 		switch {
-		case j == nil, j.ended, j.gone, j.doomed, !s.sighted[uid] && !s.told[uid]:
+		case j.doomed:
 		case j.runs == 0 && (j.registration == agentpool.RegistrationJIT || c.now-j.made > limits.HalfMadeLimit-margin):
-		case s.planned[uid] == "suspended" && !s.told[uid] && c.now-j.made > unmadeLimit(limits, j)-margin:
-		case s.planned[uid] != "ready" && j.scheduled > 0 && c.now-j.scheduled > limits.StartupLimit-margin:
+		case s.planned[j.uid] == "suspended" && !s.told[j.uid] && c.now-j.made > unmadeLimit(limits, j)-margin:
+		case s.planned[j.uid] != "ready" && j.scheduled > 0 && c.now-j.scheduled > limits.StartupLimit-margin:
 		case j.ready > 0 && c.now-j.ready > limits.MaxIdleAge-margin:
-		case c.agentOf(j) != nil && (c.agentOf(j).request != 0 || !c.agentOf(j).enabled), j.claimed > 0:
+		case agent != nil && (agent.request != 0 || !agent.enabled), j.claimed > 0:
 		default:
 			able = append(able, j)
 		}
