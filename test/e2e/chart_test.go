@@ -61,7 +61,6 @@ func TestChart(t *testing.T) {
 
 func chartRun(t *testing.T, way string, builds int) {
 	s := newChartStage(t, way, env.Chart{Modest: way == fromPods})
-	s.Killed = map[string]time.Time{}
 	if out, err := s.Helm(t.Context(), "test", "--logs"); err != nil || !strings.Contains(out, "azp-scaler-check") {
 		t.Errorf("helm test: %v\n%s", err, out)
 	}
@@ -185,7 +184,7 @@ func (s *stage) explain(t *testing.T, build env.Queued) string {
 func (s *stage) greedyBuild(t *testing.T) {
 	status, begun := s.greedy(t, s.chartMetric)
 	if status.Result == "abandoned" {
-		s.Killed[status.AgentName] = begun // By the kernel, soon after, as the test wanted it.
+		s.Lose(status.AgentName, begun) // By the kernel, soon after, as the test wanted it.
 	}
 }
 

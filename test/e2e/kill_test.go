@@ -273,10 +273,7 @@ func (k *killing) excuse(build env.Queued) {
 	if err != nil || status.Result != azuredevopstest.ResultAbandoned || !status.Received.IsZero() {
 		return // As it is judged then.
 	}
-	if k.Killed == nil {
-		k.Killed = map[string]time.Time{}
-	}
-	k.Killed[status.AgentName] = status.Assigned
+	k.Lose(status.AgentName, status.Assigned)
 }
 
 // ended says what is wrong with the result of a build.

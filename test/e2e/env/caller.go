@@ -81,13 +81,18 @@ func (e *Env) Kill(c Caller) error {
 		return e.Scaler.Kill()
 	}
 	if c.Actor == agentContainer {
-		if e.Killed == nil {
-			e.Killed = map[string]time.Time{}
-		}
-		e.Killed[c.Job] = time.Now()
+		e.Lose(c.Job, time.Now())
 	}
 	c.running.Kill()
 	return nil
+}
+
+// Lose tells the auditor of an agent that was ended from outside, and when.
+func (e *Env) Lose(agent string, at time.Time) {
+	if e.Killed == nil {
+		e.Killed = map[string]time.Time{}
+	}
+	e.Killed[agent] = at
 }
 
 // Drained tells whether the client of a call has read all that was sent to it, or is gone.

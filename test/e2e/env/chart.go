@@ -170,7 +170,8 @@ func (in *Installation) makeReady(ctx context.Context) error {
 func (in *Installation) prepareInstaller(ctx context.Context) error {
 	e := in.env
 	if !e.options.Chart.Modest {
-		return in.kubectl(ctx, "apply", "-k", filepath.Join(e.built.root, "deploy", "kustomize", "policy"))
+		_, err := e.RunKubectl(ctx, "apply", "-k", filepath.Join(e.built.root, "deploy", "kustomize", "policy"))
+		return err
 	}
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: installer}}
 	if _, err := e.Admin.CoreV1().ServiceAccounts(metav1.NamespaceDefault).Create(ctx, account, metav1.CreateOptions{}); err != nil {
@@ -259,7 +260,7 @@ func (in *Installation) follow(ctx context.Context, sources, tag string) error {
 	}
 	command := exec.CommandContext(ctx, "bash", "-e", "-u", "-x", "-c", in.env.options.Chart.Commands)
 	command.Dir = dir
-	command.Env = []string{"PATH=" + programs + ":" + os.Getenv("PATH"), "HOME=" + filepath.Join(in.env.private, "helm"), "KUBECONFIG=" + in.release.kubeconfig}
+	command.Env = in.helmEnvironment(programs + ":" + os.Getenv("PATH"))
 	out, err := command.CombinedOutput()
 	if in.env.options.Progress != nil {
 		_, _ = in.env.options.Progress.Write(out) // For people alone.
@@ -302,7 +303,7 @@ func (in *Installation) helm(ctx context.Context, values []byte, arguments ...st
 	ctx, cancel := context.WithTimeout(ctx, helmLimit)
 	defer cancel()
 	command := exec.CommandContext(ctx, in.release.helm, append(arguments, "--namespace", in.ScalerNamespace)...)
-	command.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Join(in.env.private, "helm"), "KUBECONFIG=" + in.release.kubeconfig}
+	command.Env = in.helmEnvironment(os.Getenv("PATH"))
 	command.Stdin = bytes.NewReader(values)
 	out, err := command.CombinedOutput()
 	if err != nil {
@@ -311,23 +312,9 @@ func (in *Installation) helm(ctx context.Context, values []byte, arguments ...st
 	return string(out), nil
 }
 
-// kubectl runs it as cluster administrator.
-func (in *Installation) kubectl(ctx context.Context, arguments ...string) error {
-	_, err := in.env.RunKubectl(ctx, arguments...)
-	return err
-}
-
-// RunKubectl runs kubectl as cluster administrator and gives what it prints.
-func (e *Env) RunKubectl(ctx context.Context, arguments ...string) (string, error) {
-	command := exec.CommandContext(ctx, e.Kubectl(), arguments...)
-	command.Env = []string{"KUBECONFIG=" + e.AdminKubeconfig, "HOME=" + e.private, "PATH=" + os.Getenv("PATH")}
-	var complaint bytes.Buffer
-	command.Stderr = &complaint
-	out, err := command.Output()
-	if err != nil {
-		return string(out), fmt.Errorf("kubectl %s: %w: %s", strings.Join(arguments, " "), err, bytes.TrimSpace(complaint.Bytes()))
-	}
-	return string(out), nil
+// helmEnvironment is that of whoever installs the release.
+func (in *Installation) helmEnvironment(path string) []string {
+	return []string{"PATH=" + path, "HOME=" + filepath.Join(in.env.private, "helm"), "KUBECONFIG=" + in.release.kubeconfig}
 }
 
 // Outage tells the auditor of a time in which the release's scaler did not work, as was to be.

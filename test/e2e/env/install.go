@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -97,11 +98,26 @@ func (in *Installation) apply(ctx context.Context, path string, arguments ...str
 	}
 	reference := regexp.MustCompile(`(?m)^( *namespace: )` + regexp.QuoteMeta(ScalerNamespace) + `\b`)
 	manifest = reference.ReplaceAll(manifest, []byte("${1}"+in.ScalerNamespace))
-	command := exec.CommandContext(ctx, in.env.Kubectl(), append([]string{"apply", "-f", "-"}, arguments...)...)
-	command.Env = []string{"KUBECONFIG=" + in.env.AdminKubeconfig, "HOME=" + in.env.private, "PATH=" + os.Getenv("PATH")}
-	command.Stdin = bytes.NewReader(manifest)
-	if out, err := command.CombinedOutput(); err != nil {
-		return fmt.Errorf("kubectl apply -f %s: %w: %s", path, err, bytes.TrimSpace(out))
+	if _, err := in.env.kubectl(ctx, manifest, append([]string{"apply", "-f", "-"}, arguments...)...); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
+}
+
+// RunKubectl runs kubectl as cluster administrator and gives what it prints.
+func (e *Env) RunKubectl(ctx context.Context, arguments ...string) (string, error) {
+	return e.kubectl(ctx, nil, arguments...)
+}
+
+// kubectl is RunKubectl with something to read.
+func (e *Env) kubectl(ctx context.Context, input []byte, arguments ...string) (string, error) {
+	command := exec.CommandContext(ctx, e.Kubectl(), arguments...)
+	command.Env = []string{"KUBECONFIG=" + e.AdminKubeconfig, "HOME=" + e.private, "PATH=" + os.Getenv("PATH")}
+	var complaint bytes.Buffer
+	command.Stdin, command.Stderr = bytes.NewReader(input), &complaint
+	out, err := command.Output()
+	if err != nil {
+		return string(out), fmt.Errorf("kubectl %s: %w: %s", strings.Join(arguments, " "), err, bytes.TrimSpace(complaint.Bytes()))
+	}
+	return string(out), nil
 }

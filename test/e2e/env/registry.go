@@ -65,20 +65,10 @@ func (e *Env) startRegistry(ctx context.Context) error {
 func (r *registry) wait(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, registryLimit)
 	defer cancel()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	for {
+	return await(ctx, "the registry", "ready", r.process, r.log, func(ctx context.Context, client *http.Client) error {
 		_, err := probe(ctx, client, "http://"+r.address+"/v2/")
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-r.process.Done():
-			return fmt.Errorf("the registry has ended: %w: see %s", errors.Join(r.process.Err(), err), r.log.Name())
-		case <-ctx.Done():
-			return fmt.Errorf("the registry does not answer: %w: see %s", errors.Join(err, ctx.Err()), r.log.Name())
-		case <-time.After(probeEvery):
-		}
-	}
+		return err
+	})
 }
 
 func (r *registry) close() error { return errors.Join(r.process.Kill(), r.log.Close()) }

@@ -167,20 +167,7 @@ func (s *Scaler) wait(ctx context.Context, what string, ask func(context.Context
 	}
 	ctx, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
-	client := &http.Client{Timeout: 5 * time.Second}
-	for {
-		last := ask(ctx, client)
-		if last == nil {
-			return nil
-		}
-		select {
-		case <-s.process.Done():
-			return fmt.Errorf("the scaler ended before it was %s: %w: see %s", what, errors.Join(s.process.Err(), last), s.log.Name())
-		case <-ctx.Done():
-			return fmt.Errorf("the scaler is not %s: %w: see %s", what, errors.Join(last, ctx.Err()), s.log.Name())
-		case <-time.After(probeEvery):
-		}
-	}
+	return await(ctx, "the scaler", what, s.process, s.log, ask)
 }
 
 // Kill ends the scaler as a lost node does, without any warning.
@@ -247,6 +234,24 @@ func (s *Scaler) up(at time.Time) {
 
 // close ends the process, if it is still there, and its log.
 func (s *Scaler) close() error { return errors.Join(s.Kill(), s.log.Close()) }
+
+// await asks a process again and again, until the answer is no error: then it is what it was to be.
+func await(ctx context.Context, who, what string, asked *process.Process, log *os.File, ask func(context.Context, *http.Client) error) error {
+	client := &http.Client{Timeout: 5 * time.Second}
+	for {
+		last := ask(ctx, client)
+		if last == nil {
+			return nil
+		}
+		select {
+		case <-asked.Done():
+			return fmt.Errorf("%s ended before it was %s: %w: see %s", who, what, errors.Join(asked.Err(), last), log.Name())
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not %s: %w: see %s", who, what, errors.Join(last, ctx.Err()), log.Name())
+		case <-time.After(probeEvery):
+		}
+	}
+}
 
 // probe gives what an address answers with.
 func probe(ctx context.Context, client *http.Client, url string) (string, error) {

@@ -57,9 +57,9 @@ func (s *standIns) golang(ctx context.Context, ref string) (string, error) {
 		}
 	}
 	goroot, version, proxy := values[0], values[1], values[2]
-	trusted, err := os.ReadFile(machineCA)
+	trusted, err := trusted()
 	if err != nil {
-		return "", fmt.Errorf("what this machine trusts: %w", err)
+		return "", err
 	}
 	return s.builder.StandIn(ctx, strings.Join([]string{base, version, proxy, digest(trusted), "shared cache"}, "\n"), image.Spec{
 		Ref: ref, Base: base, WorkingDir: "/go",
@@ -96,9 +96,9 @@ func (s *standIns) ubuntu(ctx context.Context, ref string) (string, error) {
 // distroless is what the image of static programs has: two users, what is trusted, and a
 // place for temporary files.
 func (s *standIns) distroless(ctx context.Context, ref string) (string, error) {
-	trusted, err := os.ReadFile(machineCA)
+	trusted, err := trusted()
 	if err != nil {
-		return "", fmt.Errorf("what this machine trusts: %w", err)
+		return "", err
 	}
 	return s.builder.StandIn(ctx, digest(trusted), image.Spec{
 		Ref: ref, User: "65532", WorkingDir: "/home/nonroot",
@@ -111,6 +111,15 @@ func (s *standIns) distroless(ctx context.Context, ref string) (string, error) {
 		},
 		Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "SSL_CERT_FILE=" + machineCA},
 	})
+}
+
+// trusted gives what this machine trusts.
+func trusted() ([]byte, error) {
+	authorities, err := os.ReadFile(machineCA)
+	if err != nil {
+		return nil, fmt.Errorf("what this machine trusts: %w", err)
+	}
+	return authorities, nil
 }
 
 // fileOf gives a file out of a tar file.
